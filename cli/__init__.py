@@ -1,0 +1,1 @@
+"""The `slugline` command.  Commands import what they need when they run: `--help` answers at once."""

@@ -1,0 +1,133 @@
+"""`slugline models`: what the registry holds, and moving its aliases by hand."""
+
+import json
+from pathlib import Path
+
+import click
+
+from cli.output import as_json, print_json
+from contracts.canonical import to_plain
+from contracts.errors import InputError
+from intake.workspace import Workspace
+
+
+@click.group()
+def models() -> None:
+    """Import, list, promote and roll back registered models."""
+
+
+@models.command("import")
+@click.option("--name", required=True, help="Name in the registry.")
+@click.option(
+    "--folder", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A model folder."
+)
+@click.option("--architecture", help="An open_clip architecture, for example ViT-B-32.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Local .pt or .safetensors file of that architecture; nothing in it is unpickled.",
+)
+@click.option("--pretrained", help="An open_clip pretrained tag instead; open_clip fetches the file.")
+@click.option(
+    "--receipt", type=click.Path(dir_okay=False, path_type=Path), help="Write digests to this JSON file."
+)
+@as_json
+def import_(
+    name: str,
+    folder: Path | None,
+    architecture: str | None,
+    checkpoint: Path | None,
+    pretrained: str | None,
+    receipt: Path | None,
+    as_json: bool,
+) -> None:
+    """Register a base model: a model folder, or a published open_clip checkpoint.
+
+    The first version of a model becomes its champion.
+
+    \b
+    slugline models import --name clip --architecture ViT-B-32 --checkpoint vit_b_32-laion400m_e32.pt
+    slugline models import --name clip --architecture ViT-B-32 --pretrained laion400m_e32
+    """
+    from tasks.models import convert_open_clip, import_model
+
+    if (folder is None) == (architecture is None):
+        raise InputError("give either --folder, or --architecture with --checkpoint or --pretrained")
+    workspace = Workspace.open()
+    with workspace.run_folder("convert") as scratch:
+        if architecture is not None:
+            folder = scratch / "model"
+            convert_open_clip(architecture, checkpoint, pretrained, folder)
+        assert folder is not None
+        told, version = import_model(workspace, folder, name)
+    if receipt is not None:
+        receipt.write_text(json.dumps(to_plain(told), indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        print_json({**to_plain(told), "version": version})
+    else:
+        click.echo(f"{name} version {version}: weights sha256 {told.weights_sha256}")
+
+
+@models.command("list")
+@click.argument("name", required=False)
+@as_json
+def list_(name: str | None, as_json: bool) -> None:
+    """List registered models, or the versions of one with aliases and verdicts."""
+    from tasks.stores import open_registry
+
+    registry = open_registry(Workspace.open())
+    if name is None:
+        found = {model: registry.aliases(model) for model in registry.models()}
+        if as_json:
+            print_json(found)
+            return
+        for model, aliases in found.items():
+            click.echo(f"{model}: " + ", ".join(f"{a} = version {v}" for a, v in aliases.items()))
+        return
+    versions = registry.versions(name)
+    if as_json:
+        print_json([to_plain(v) for v in versions])
+        return
+    for version in versions:
+        tags, aliases = version.tags, ", ".join(version.aliases)
+        came = "imported" if version.imported else f"{tags.get('verdict')}, request {tags.get('request_id')}"
+        click.echo(f"{version.version:>4}  {came}  {aliases}")
+
+
+@models.command()
+@click.argument("name")
+@click.argument("version")
+@click.option("--expect-champion", required=True, help="The champion that this decision was made against.")
+@click.option(
+    "--allow-reinstating", is_flag=True, help="Accept that concepts erased in the champion live again."
+)
+@as_json
+def promote(name: str, version: str, expect_champion: str, allow_reinstating: bool, as_json: bool) -> None:
+    """Make a certified version the champion; refused without a passed certificate for exactly its weights."""
+    from flows.aliases import promote as flow
+
+    _print_move(flow(name, version, expect_champion, allow_reinstating), as_json)
+
+
+@models.command()
+@click.argument("name")
+@click.option("--expect-champion", required=True, help="The champion that this decision was made against.")
+@click.option(
+    "--allow-reinstating", is_flag=True, help="Accept that concepts erased in the champion live again."
+)
+@as_json
+def rollback(name: str, expect_champion: str, allow_reinstating: bool, as_json: bool) -> None:
+    """Make the previous champion the champion again.
+
+    Refused if erased concepts would live again, unless --allow-reinstating says that this is meant.
+    """
+    from flows.aliases import rollback as flow
+
+    _print_move(flow(name, expect_champion, allow_reinstating), as_json)
+
+
+def _print_move(record: dict[str, object], as_json: bool) -> None:
+    if as_json:
+        print_json(record)
+    else:
+        click.echo(f"{record['model']}: champion is version {record['to_version']} ({record['outcome']})")

@@ -1,0 +1,244 @@
+"""The frozen values handed from task to task."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from contracts.canonical import digest
+from contracts.errors import InputError
+
+Role = Literal["forget", "retain", "search", "holdout", "control"]
+Axis = Literal["object", "style"]
+Tower = Literal["vision", "text"]
+Decision = Literal["passed", "failed", "insufficient evidence"]
+ROLES: tuple[Role, ...] = ("forget", "retain", "search", "holdout", "control")
+
+
+@dataclass(frozen=True)
+class SetRef:
+    """A DVC-tracked set, pinned: which bytes stood at which revision.
+
+    `dvc_md5` is DVC's address of the folder (it ends in `.dir`), not evidence; `items_sha256` is:
+    the sha256 over the sorted item digests (`data.layout.items_sha256`).
+    """
+
+    role: Role
+    path: str
+    revision: str
+    dvc_md5: str
+    items_sha256: str
+    n_items: int
+    personal: bool
+
+
+@dataclass(frozen=True)
+class ModelHandle:
+    """A registry version pulled to a local folder and checked against its manifest."""
+
+    name: str
+    version: str
+    family: str
+    folder: str
+    weights_sha256: str
+    manifest_sha256: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """Which unlearning method, with every option that can change a weight."""
+
+    name: str = "slug"
+    towers: tuple[Tower, ...] = ("vision", "text")
+    forget_at: int = 5
+    forget_target: float = 0.0
+    search_steps: int = 10
+    micro_batch: int = 64
+    retain_batch: int = 256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the outcome of one request; equal plans give equal candidates.
+
+    `erased_before` are the concepts that the base version has been made to forget already: they are
+    neither targets nor retained.
+    """
+
+    request_id: str
+    model: str
+    base_version: str
+    base_weights_sha256: str
+    axis: Axis
+    targets: tuple[str, ...]
+    neighbours: tuple[str, ...]
+    sets: tuple[SetRef, ...]
+    labels_sha256: str
+    method: Method
+    gates_sha256: str
+    seed: int
+    threads: int
+    device: str
+    software: Mapping[str, str]
+    erased_before: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise InputError("a plan needs at least one target concept id")
+        roles = [s.role for s in self.sets]
+        if len(roles) != len(set(roles)):
+            raise InputError(f"a plan names each set role once, got {', '.join(roles)}")
+
+    @property
+    def sha256(self) -> str:
+        """The digest that ties candidate, verdict and certificate to this plan."""
+        return digest(self)
+
+    def set(self, role: Role) -> SetRef:
+        """The pinned set of that role.
+
+        Raises:
+            InputError: the plan names none.
+        """
+        for ref in self.sets:
+            if ref.role == role:
+                return ref
+        raise InputError(f"the plan names no {role} set")
+
+
+@dataclass(frozen=True)
+class LayerScore:
+    """One candidate tensor, scored (SLUG, arXiv 2407.11867, eq. 5-6).
+
+    importance = ||grad_forget|| / ||weight||; alignment = |cos(grad_forget, grad_retain)|.
+    """
+
+    layer: str
+    tower: Tower
+    n_params: int
+    importance: float
+    alignment: float
+    on_front: bool
+
+
+@dataclass(frozen=True)
+class StepTrial:
+    """One evaluated step size of one layer on the search split (rates in 0..1)."""
+
+    concept: str
+    layer: str
+    tower: Tower
+    step_size: float
+    forget_rate: float
+    forget_cosine: float
+    retained_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One tensor changed: weight += sum over concepts of step_size * grad of the forget loss."""
+
+    layer: str
+    tower: Tower
+    step_size: float
+    concepts: tuple[str, ...]
+    relative_change: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Edited weights on disk, with the trace of the search that chose them."""
+
+    folder: str
+    weights_sha256: str
+    edits: tuple[Edit, ...]
+    reached_target: bool
+    trials: tuple[StepTrial, ...]
+    curve: tuple[StepTrial, ...]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """hits out of n with exact (Clopper-Pearson) one-sided 95 % bounds; clusters counts drawings, people."""
+
+    hits: int
+    n: int
+    clusters: int
+    estimate: float
+    lower95: float
+    upper95: float
+
+
+@dataclass(frozen=True)
+class Drop:
+    """before - after on the same n items, with a paired (cluster) bootstrap 95 % interval."""
+
+    n: int
+    clusters: int
+    before: float
+    after: float
+    estimate: float
+    lower95: float
+    upper95: float
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """All figures of one run.  Keys are dotted metric names, see `gates.metrics`."""
+
+    rates: Mapping[str, Rate]
+    drops: Mapping[str, Drop]
+
+
+@dataclass(frozen=True)
+class GateOutcome:
+    """One expectation, decided.  kind: erasure | utility | evidence | self-check."""
+
+    gate: str
+    kind: Literal["erasure", "utility", "evidence", "self-check"]
+    metric: str
+    observed: float | None
+    minimum: float | None
+    maximum: float | None
+    result: Literal["passed", "failed", "insufficient evidence"]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """passed only if every gate passed; insufficient evidence outranks failed and passed."""
+
+    decision: Decision
+    gates: tuple[GateOutcome, ...]
+    suite: str
+    suite_sha256: str
+
+
+@dataclass(frozen=True)
+class RunSeconds:
+    """Wall-clock seconds by step."""
+
+    pull: float = 0.0
+    profile: float = 0.0
+    unlearn: float = 0.0
+    measure: float = 0.0
+    gate: float = 0.0
+    publish: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run ends with: the object that `slugline demo --json` prints per request."""
+
+    request: str
+    concepts: int
+    verdict: Decision
+    promoted: bool
+    base_version: str
+    version: str
+    edited: tuple[Mapping[str, object], ...]
+    forget: Mapping[str, object]
+    retain: Mapping[str, object]
+    certificate: str
+    report: str
+    seconds: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,214 @@
+"""Stage `train`: the reference CLIP, from scratch, on the drawings of pool and retain.
+
+Run as `python -m data.train`.  A checkpoint under `.slugline/train/` makes it resumable: every
+batch is drawn from generators seeded by (seed, step), so a resumed run takes the same steps.
+
+The curve is measured on the search hand; the holdout hands are looked at once, at the end.
+"""
+
+import gzip
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from contracts.canonical import digest
+from data.augment import augment, plain
+from data.batches import Batches
+from unlearning.families.clip import ClipModel
+
+OUT = Path("data/models/reference")
+METRICS = Path("data/models/metrics.json")
+CURVE = Path("data/models/curve.csv")
+CHECKPOINT = Path(".slugline/train/checkpoint.pt")
+EVERY = 250
+BETAS = (0.9, 0.98)
+MAX_SCALE = math.log(100)
+
+
+def main() -> None:
+    """Train, resuming from the checkpoint if its parameters are the same; write model, metrics and curve."""
+    import yaml
+    from tqdm import tqdm
+
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    options, templates = params["train"], params["split"]["templates"]
+    torch.set_num_threads(int(os.environ.get("SLUGLINE_THREADS", "2")))
+    torch.manual_seed(options["seed"])
+    drawings = pd.read_parquet("data/corpus/drawings.parquet")
+    batches = Batches(_trained(drawings), templates, options)
+    model = _new_model(options)
+    net = model.net.requires_grad_(True)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in net.parameters() if p.ndim >= 2], "weight_decay": options["weight_decay"]},
+            {"params": [p for p in net.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        betas=BETAS,
+    )
+    key = digest(params)
+    step, curve = _resume(key, net, optimizer)
+    losses = []
+    with tqdm(total=options["steps"], initial=step, desc="train", unit="step") as bar:
+        while step < options["steps"]:
+            losses.append(_train_step(model, optimizer, batches, step, options))
+            step += 1
+            bar.update()
+            if step % EVERY == 0 or step == options["steps"]:
+                top1, top5 = accuracy(
+                    model, _held(drawings, params["split"]["search_styles"]), templates["object"]
+                )
+                curve.append({"step": step, "loss": sum(losses) / len(losses), "top1": top1, "top5": top5})
+                bar.set_postfix(loss=f"{curve[-1]['loss']:.3f}", search_top1=f"{top1:.3f}")
+                losses = []
+                _save(key, net, optimizer, step, curve)
+    _publish(model, drawings, params, curve)
+
+
+def _trained(drawings: pd.DataFrame) -> pd.DataFrame:
+    """The drawings of pool and retain: nothing else is ever trained on."""
+    shown = [
+        pd.read_parquet(f"data/sets/{name}/items.parquet", columns=["sha256"]) for name in ("pool", "retain")
+    ]
+    return drawings[drawings["sha256"].isin(pd.concat(shown)["sha256"])].reset_index(drop=True)
+
+
+def _held(drawings: pd.DataFrame, styles: list[str]) -> pd.DataFrame:
+    labels = pd.read_parquet("data/labels/labels.parquet")
+    seen = labels[labels["seen"] & (labels["axis"] == "object")]
+    return drawings[drawings["style_name"].isin(styles) & drawings["object"].isin(seen["id"])]
+
+
+def _new_model(options: dict[str, Any]) -> ClipModel:
+    """An untrained model with a tokenizer of the first merges of CLIP's own vocabulary."""
+    from open_clip.model import CLIP
+    from open_clip.tokenizer import default_bpe
+
+    with gzip.open(default_bpe(), "rt", encoding="utf-8") as stream:
+        merges = stream.read().split("\n")[: options["vocabulary_merges"] + 1]  # the first line is a header
+    # 256 bytes, the same 256 ending a word, the merges, start and end of text.
+    vocab_size = 2 * 256 + options["vocabulary_merges"] + 2
+    text_cfg = {**options["model"]["text_cfg"], "vocab_size": vocab_size}
+    model_cfg = {**options["model"], "text_cfg": text_cfg}
+    config = {
+        "schema": 1,
+        "family": "clip",
+        "architecture": None,
+        "model_cfg": model_cfg,
+        "preprocess": {
+            "size": model_cfg["vision_cfg"]["image_size"],
+            "mean": [0.48145466, 0.4578275, 0.40821073],
+            "std": [0.26862954, 0.26130258, 0.27577711],
+            "interpolation": "bicubic",
+        },
+        "tokenizer": {"kind": "simple", "context_length": text_cfg["context_length"], "vocab": "bpe.txt.gz"},
+    }
+    vocabulary = gzip.compress("\n".join(merges).encode(), mtime=0)
+    return ClipModel(config, CLIP(**model_cfg).state_dict(), vocabulary)
+
+
+def _train_step(
+    model: ClipModel, optimizer: torch.optim.Optimizer, batches: Batches, step: int, options: dict[str, Any]
+) -> float:
+    """One step of the symmetric contrastive loss; returns the loss."""
+    generator = torch.Generator().manual_seed(options["seed"] * 1_000_003 + step)
+    # Dropout is not used, but a resumed run must not depend on the global generator either way.
+    for group in optimizer.param_groups:
+        group["lr"] = _learning_rate(step, options)
+    net = model.net.train()
+    images, captions = batches.draw(step)
+    size = options["model"]["vision_cfg"]["image_size"]
+    mean, std = (torch.tensor(model.config["preprocess"][k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+    pixels = (augment(images, size, generator) - mean) / std
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        seen = net.encode_image(pixels)
+    read = F.normalize(net.encode_text(model.tokenize(captions)), dim=-1)
+    logits = net.logit_scale.exp() * F.normalize(seen.float(), dim=-1) @ read.T
+    own = torch.arange(len(logits))
+    loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    optimizer.step()
+    with torch.no_grad():
+        net.logit_scale.clamp_(0, MAX_SCALE)
+    return loss.item()
+
+
+def _learning_rate(step: int, options: dict[str, Any]) -> float:
+    """Linear warm-up, then cosine to 2 % of the peak."""
+    decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / options["steps"]))
+    return float(options["learning_rate"] * min(1.0, (step + 1) / options["warmup"]) * decay)
+
+
+def accuracy(model: ClipModel, held: pd.DataFrame, templates: list[str]) -> tuple[float, float]:
+    """Zero-shot top-1 and top-5 of drawings against the names of all concepts the model was trained on."""
+    labels = pd.read_parquet("data/labels/labels.parquet")
+    labels = labels[labels["seen"] & (labels["axis"] == "object")].reset_index(drop=True)
+    model.net.eval()
+    texts = sum(model.encode_texts([t.format(n) for n in labels["name"]]) for t in templates)
+    seen = model.encode_images(plain(Batches.pixels(held)))
+    place = dict(zip(labels["id"], labels.index, strict=True))
+    wanted = torch.tensor([place[i] for i in held["object"]])[:, None]
+    hits = (seen @ F.normalize(texts, dim=-1).T).topk(5).indices == wanted
+    return hits[:, 0].float().mean().item(), hits.any(1).float().mean().item()
+
+
+def _resume(key: str, net: Any, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict[str, float]]]:
+    if not CHECKPOINT.exists():
+        return 0, []
+    saved = torch.load(CHECKPOINT, weights_only=True)
+    if saved["key"] != key:
+        return 0, []  # other parameters: start over
+    net.load_state_dict(saved["net"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return saved["step"], saved["curve"]
+
+
+def _save(key: str, net: Any, optimizer: Any, step: int, curve: list[dict[str, float]]) -> None:
+    CHECKPOINT.parent.mkdir(parents=True, exist_ok=True)
+    partial = CHECKPOINT.with_suffix(".partial")
+    state = {
+        "key": key,
+        "net": net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "curve": curve,
+    }
+    torch.save(state, partial)
+    partial.replace(CHECKPOINT)
+
+
+def _publish(
+    model: ClipModel, drawings: pd.DataFrame, params: dict[str, Any], curve: list[dict[str, float]]
+) -> None:
+    templates = params["split"]["templates"]["object"]
+    metrics: dict[str, Any] = {"parameters": sum(p.numel() for p in model.net.parameters())}
+    for role in ("search", "holdout"):
+        for style in params["split"][f"{role}_styles"]:
+            held = _held(drawings, [style])
+            top1, top5 = accuracy(model, held, templates)
+            metrics[f"{role}_{style}"] = {"n": len(held), "top1": round(top1, 4), "top5": round(top5, 4)}
+    held = _held(drawings, params["split"]["holdout_styles"])
+    top1, top5 = accuracy(model, held, templates)
+    metrics["holdout"] = {
+        "n": len(held),
+        "concepts": held["object"].nunique(),
+        "top1": round(top1, 4),
+        "top5": round(top5, 4),
+    }
+    shutil.rmtree(OUT, ignore_errors=True)
+    model.save(OUT)
+    pd.DataFrame(curve).to_csv(CURVE, index=False)
+    METRICS.write_text(json.dumps(metrics, indent=2) + "\n")
+    print(json.dumps(metrics["holdout"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Flow `sweep`: every pending request of a model, and every erasure so far against the present champion."""
+
+from typing import Any
+
+from prefect import flow
+
+from contracts.canonical import to_plain
+from contracts.errors import SluglineError
+from flows.unlearn import unlearn
+from tasks.aliases import reconcile
+from tasks.log import say
+from tasks.pending import pending
+from tasks.recheck import recheck
+
+
+@flow(name="sweep", log_prints=False)
+def sweep(model: str) -> dict[str, Any]:
+    """Finish what was interrupted, run what is pending, re-check what was erased.
+
+    A request that ends in an error does not stop the others; it stays pending for the next sweep.
+
+    Returns:
+        `runs` (results of `unlearn`), `errors` (request id to class of error), `rechecks`.
+    """
+    reconcile(model)
+    runs: list[dict[str, Any]] = []
+    errors: dict[str, str] = {}
+    for request_id in pending(model):
+        try:
+            runs.append(unlearn(request_id))
+        except SluglineError as error:
+            say(f"{request_id}: {type(error).__name__}: {error}")
+            errors[request_id] = type(error).__name__
+    rechecks = recheck(model)
+    for standing in rechecks:
+        if not standing.still_gone:
+            say(f"{standing.request_id}: erased, but version {standing.champion} knows it again")
+    return {"runs": runs, "errors": errors, "rechecks": to_plain(rechecks)}

@@ -1,0 +1,149 @@
+"""The dotted metric names of a run, taken apart and put into words and units."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from contracts.values import Drop, Measurements, Rate
+
+# As gates.metrics documents them: <subject>.<measure>[.before|after][.drop][.<field of Rate or Drop>].
+_NAME = re.compile(
+    r"(?P<subject>forget|retain|neighbours\.worst|neighbours|control|neighbour\.(?P<concept>[cs]-[0-9a-f]{8}))"
+    r"\.(?P<measure>fa|ta|t2i)(?P<k>\d+)(?:\.(?P<drop>drop)|\.(?P<state>before|after))?(?:\.(?P<field>[a-z0-9]+))?"
+)
+_SUBJECTS = {
+    "forget": "the forgotten concepts",
+    "retain": "the retained concepts",
+    "neighbours": "the neighbours",
+    "neighbours.worst": "the worst neighbour",
+    "control": "the control concept",
+}
+_FIELDS = {"lower95": "lower 95 % bound", "upper95": "upper 95 % bound", "n": "items", "clusters": "clusters"}
+_ORDER = ("forget", "retain", "neighbours", "control")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric name, taken apart; `concept` is set for a single neighbour only."""
+
+    subject: str
+    measure: str
+    k: int
+    concept: str = ""
+    state: str = ""
+    field: str = ""
+    is_drop: bool = False
+
+    @property
+    def score(self) -> str:
+        """ "FA@1", "TA@5" or "text→image hit@1"."""
+        return f"text→image hit@{self.k}" if self.measure == "t2i" else f"{self.measure.upper()}@{self.k}"
+
+    def words(self, names: Mapping[str, str]) -> str:
+        """What is measured, without state and field: "retained accuracy (TA@1)"."""
+        if (self.subject, self.measure) == ("forget", "fa"):
+            return f"forget accuracy ({self.score})"
+        if (self.subject, self.measure) == ("retain", "ta"):
+            return f"retained accuracy ({self.score})"
+        whose = (
+            f"neighbour {names.get(self.concept, self.concept)}" if self.concept else _SUBJECTS[self.subject]
+        )
+        return f"{self.score} of {whose}" if self.measure == "t2i" else f"accuracy of {whose} ({self.score})"
+
+
+def parse(name: str) -> Metric | None:
+    """The parts of a metric name, or None for one outside the vocabulary."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    return Metric(
+        subject=match["subject"].partition(".c-")[0].partition(".s-")[0],
+        measure=match["measure"],
+        k=int(match["k"]),
+        concept=match["concept"] or "",
+        state=match["state"] or "",
+        field=match["field"] or "",
+        is_drop=match["drop"] is not None,
+    )
+
+
+def metric_words(name: str, names: Mapping[str, str]) -> str:
+    """A metric name in words; one outside the vocabulary stays as it is."""
+    metric = parse(name)
+    if metric is None:
+        return name
+    rest = [metric.state, "drop" if metric.is_drop else "", _FIELDS.get(metric.field, "")]
+    return ", ".join([metric.words(names), *filter(None, rest)])
+
+
+def figure(name: str, value: float | None) -> str:
+    """A value in the unit of its metric: a count, percentage points for a drop, percent for a rate."""
+    if value is None or not math.isfinite(value):
+        return "not measured"
+    metric = parse(name)
+    if metric is None:
+        return f"{value:.3g}"
+    if metric.field in ("n", "clusters", "hits"):
+        return f"{value:.0f}"
+    if metric.is_drop and metric.field not in ("before", "after"):
+        return f"{points(value)} points"
+    return percent(value)
+
+
+def percent(rate: float | None) -> str:
+    """A rate in 0..1 as "4.8 %"."""
+    return (
+        "not measured" if rate is None or not math.isfinite(rate) else f"{100 * rate:.1f}\N{NO-BREAK SPACE}%"
+    )
+
+
+def points(difference: float | None) -> str:
+    """A difference of rates in percentage points, with a true minus sign and no "-0.0"."""
+    if difference is None or not math.isfinite(difference):
+        return "not measured"
+    return f"{round(100 * difference, 1) + 0.0:.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure of one subject, before and after."""
+
+    metric: Metric
+    before: Rate | None
+    after: Rate | None
+    drop: Drop | None
+
+    @property
+    def wanted(self) -> Literal["low", "high"]:
+        """Which end of the scale the request asks for."""
+        return "low" if self.metric.subject == "forget" else "high"
+
+
+def rows(measurements: Measurements) -> Iterator[Row]:
+    """Rates and drops brought together: subjects in reading order, single neighbours last, by loss."""
+    keys: dict[str, Metric] = {}
+    for name in (*measurements.rates, *measurements.drops):
+        key = name.removesuffix(".before").removesuffix(".after")
+        metric = parse(key)
+        if metric is not None and metric.subject != "neighbours.worst":  # it is one of the neighbours
+            keys[key] = metric
+    found = [
+        Row(
+            metric,
+            measurements.rates.get(f"{key}.before"),
+            measurements.rates.get(f"{key}.after"),
+            measurements.drops.get(key),
+        )
+        for key, metric in keys.items()
+    ]
+    yield from sorted(found, key=_reading_order)
+
+
+def _reading_order(row: Row) -> tuple[int, float, bool, int, str]:
+    metric = row.metric
+    if metric.concept:
+        loss = row.drop.estimate if row.drop and math.isfinite(row.drop.estimate) else -1.0
+        return (len(_ORDER), -loss, False, metric.k, metric.concept)
+    return (_ORDER.index(metric.subject), 0.0, metric.measure == "t2i", metric.k, "")

@@ -1,0 +1,76 @@
+"""Base models: from a folder or a published checkpoint into the registry."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from contracts.errors import ModelError
+from intake.workspace import Workspace
+from tasks.publish import loads
+from tasks.stores import open_promoter, open_registry
+
+# Stands where a candidate has a request: the version of a base model is named by its bytes alone.
+IMPORT = "import"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What was registered; equal for equal bytes, so that it can be an output of a DVC stage."""
+
+    model: str
+    family: str
+    weights_sha256: str
+    manifest_sha256: str
+
+
+def convert_open_clip(
+    architecture: str, checkpoint: Path | None, pretrained: str | None, folder: Path
+) -> None:
+    """Write a published open_clip model as a model folder.
+
+    Raises:
+        ModelError: unknown architecture or tag, or a checkpoint that does not fit or would need unpickling.
+    """
+    from unlearning.families.clip import ClipModel
+
+    ClipModel.from_open_clip(architecture, checkpoint, pretrained).save(folder)
+
+
+def import_model(workspace: Workspace, source: Path, name: str) -> tuple[Receipt, str]:
+    """Register a model folder as a base version; the first version of a model becomes its champion.
+
+    Importing the same bytes again finds the version that is there.
+
+    Returns:
+        The receipt, and the version.
+
+    Raises:
+        ModelError: the folder is no loadable model.
+        StoreUnreachable: the registry does not answer.
+    """
+    from evidence.manifest import MANIFEST_NAME, write_manifest
+    from unlearning.families.clip import WEIGHTS, ClipModel
+
+    if not source.is_dir():
+        raise ModelError(f"{source} is not a model folder")
+    with workspace.run_folder("import") as scratch:
+        folder = scratch / "model"
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(MANIFEST_NAME))
+        model = ClipModel.load(folder)  # refuses what could not be unlearned later
+        manifest = write_manifest(folder)
+        registry = open_registry(workspace)
+        family = str(model.config["family"])
+        version = registry.register_model(
+            folder,
+            name,
+            request_id=IMPORT,
+            plan_sha256=manifest.sha256,
+            tags={"family": family, "origin": IMPORT},
+        )
+        promoter = open_promoter(workspace)
+        promoter.reconcile(name)
+        if "champion" not in registry.aliases(name):
+            promoter.promote(name, version, expect_champion=None, scratch=scratch / "promotion", check=loads)
+    return Receipt(name, family, manifest.files[WEIGHTS], manifest.sha256), version

@@ -1,0 +1,188 @@
+"""Plan a run: pin every set, check them, and write down everything that can decide the outcome."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from contracts.canonical import digest, file_sha256
+from contracts.errors import InputError, SetError
+from contracts.values import ModelHandle, Plan, Role, SetRef
+from tasks.house import Rules, method, repository, rules
+from tasks.run import Run
+from tasks.stores import open_ledger, open_registry
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from data.pins import PinnedRepo
+
+SOFTWARE = ("slugline", "torch", "open_clip_torch", "numpy")
+GATES_FILE = "gates.yaml"
+
+
+@task(name="plan", cache_policy=NO_CACHE)
+def make_plan(run: Run, base: ModelHandle) -> Plan:
+    """Fetch and validate the sets, and return the plan; an earlier attempt's plan is checked, not remade.
+
+    Raises:
+        InputError: a target or path is unknown, or an option is wrong.
+        SetError: a set is empty, malformed, or overlaps another.
+        DigestMismatch: labels, gates or software are not what the earlier attempt was bound to.
+        StoreUnreachable: the DVC remote does not have the bytes.
+    """
+    from data.pins import PinnedRepo
+    from data.validate import validate_sets
+
+    repo = repository()
+    house = rules(repo, run.model, run.axis)
+    with PinnedRepo(repo, run.revision if run.plan is None else run.plan.sets[0].revision) as pinned:
+        paths: dict[Role, str] = {
+            "forget": run.forget_set,
+            "retain": house.retain,
+            "search": house.search,
+            "holdout": house.holdout,
+            "control": house.control,
+        }
+        refs = tuple(_fetch(pinned, role, path, run.path(role)) for role, path in paths.items())
+        pinned.fetch_path(house.labels, run.path("labels"))
+        if house.neighbours:
+            pinned.fetch_path(house.neighbours, run.path("neighbours.parquet"))
+    validate_sets({role: run.path(role) for role in paths})
+    labels = read_labels(run.path("labels"))
+    _check_targets(run, labels)
+    erased = _erased_before(run, base)
+    plan = Plan(
+        request_id=run.request_id,
+        model=base.name,
+        base_version=base.version,
+        base_weights_sha256=base.weights_sha256,
+        axis=run.axis,
+        targets=run.targets,
+        neighbours=_neighbours(run, house, labels, erased),
+        sets=refs,
+        labels_sha256=_labels_sha256(run.path("labels")),
+        method=method(house, dict(run.options.get("method", {}))),
+        gates_sha256=_copy_gates(repo, str(run.options.get("gates", house.gates)), run.path(GATES_FILE)),
+        seed=int(run.options.get("seed", 0)),
+        threads=_threads(),
+        device=_device(),
+        software={name: version(name) for name in SOFTWARE},
+        erased_before=erased,
+    )
+    if run.plan is not None and run.plan != plan:
+        changed = [k for k in plan.__dataclass_fields__ if getattr(plan, k) != getattr(run.plan, k)]
+        raise InputError(
+            f"request {run.request_id} was begun under another plan ({', '.join(changed)} changed since); "
+            "cancel it and add it again"
+        )
+    return plan
+
+
+def read_labels(folder: Path) -> pd.DataFrame:
+    """The vocabulary: columns id, axis, name, family, seen.
+
+    Raises:
+        SetError: a column is missing, or ids are not unique.
+    """
+    import pandas as pd
+
+    labels = pd.read_parquet(folder / "labels.parquet")
+    missing = {"id", "axis", "name", "family", "seen"} - set(labels.columns)
+    if missing or labels["id"].duplicated().any():
+        raise SetError(
+            f"labels: {'column ' + min(missing) + ' is missing' if missing else 'ids are not unique'}"
+        )
+    return labels
+
+
+def _fetch(pinned: PinnedRepo, role: Role, path: str, destination: Path) -> SetRef:
+    ref = pinned.pin_set(path)
+    if ref.role != role:
+        raise SetError(f"{path} is a {ref.role} set, a {role} set is needed")
+    pinned.fetch_set(ref, destination)
+    return ref
+
+
+def _check_targets(run: Run, labels: pd.DataFrame) -> None:
+    from data.layout import read_items
+
+    known = set(labels.loc[(labels["axis"] == run.axis) & labels["seen"], "id"])
+    unknown = [t for t in run.targets if t not in known]
+    if unknown:
+        raise InputError(f"target {unknown[0]} is not a concept that {run.model} knows on axis {run.axis}")
+    for role in ("forget", "search", "holdout"):
+        present = set(read_items(run.path(role))[run.axis])
+        absent = [t for t in run.targets if t not in present]
+        if absent:
+            raise SetError(f"the {role} set holds no item of target {absent[0]}")
+
+
+def _erased_before(run: Run, base: ModelHandle) -> tuple[str, ...]:
+    """Concepts that the base version's own requests have erased already, on the same axis."""
+    from registry.soundness import erased_by
+
+    registry, ledger = open_registry(run.workspace), open_ledger(run.workspace)
+    requests = erased_by(registry, registry.describe(base.name, base.version))
+    erased = {
+        target
+        for request in map(ledger.get, sorted(requests))
+        if request.axis == run.axis
+        for target in request.targets
+    }
+    again = sorted(erased & set(run.targets))
+    if again:
+        raise InputError(f"target {again[0]} was erased from version {base.version} of {base.name} already")
+    return tuple(sorted(erased))
+
+
+def _neighbours(run: Run, house: Rules, labels: pd.DataFrame, erased: Sequence[str]) -> tuple[str, ...]:
+    """Nearest concepts of every target that are neither targets nor erased, nearest first.
+
+    Without a table every other known concept of the targets' families is a neighbour.
+    """
+    import pandas as pd
+
+    known = labels[(labels["axis"] == run.axis) & labels["seen"]]
+    gone = {*run.targets, *erased}
+    if house.neighbours:
+        table = pd.read_parquet(run.path("neighbours.parquet"))
+        table = table[table["concept"].isin(run.targets)].sort_values(["rank", "concept", "neighbour"])
+        found = table["neighbour"].tolist()
+    else:
+        families = set(known.loc[known["id"].isin(run.targets), "family"])
+        found = sorted(known.loc[known["family"].isin(families), "id"])
+    usable = [n for n in dict.fromkeys(found) if n in set(known["id"]) and n not in gone]
+    return tuple(usable[: house.neighbours_per_target * len(run.targets)])
+
+
+def _labels_sha256(folder: Path) -> str:
+    return digest({p.name: file_sha256(p) for p in sorted(folder.iterdir())})
+
+
+def _copy_gates(repo: Path, path: str, destination: Path) -> str:
+    """Copy the gate file into the run folder after reading it as one; its sha256."""
+    from gates.suite import load_suite
+
+    source = (repo / path).resolve()
+    if not source.is_relative_to(repo.resolve()):
+        raise InputError(f"gate file {path!r} leaves the repository")
+    suite = load_suite(source)
+    destination.write_bytes(source.read_bytes())
+    return suite.sha256
+
+
+def _threads() -> int:
+    return int(os.environ.get("SLUGLINE_THREADS") or min(os.cpu_count() or 1, 8))
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,94 @@
+"""Re-check: is what was erased so far still gone from the present champion?
+
+A later edit, a fine-tune or a roll-back can bring a concept back; a certificate cannot notice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from contracts.canonical import from_plain
+from contracts.errors import InputError
+from contracts.values import Measurements, ModelHandle, Plan, Rate
+from tasks.house import repository, rules
+from tasks.inputs import read_classes
+from tasks.stores import open_ledger, open_registry
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One erased request, measured on the champion: `still_gone` if every erasure gate holds."""
+
+    request_id: str
+    champion: str
+    still_gone: bool
+    fa1: Rate
+    fa5: Rate
+
+
+@task(name="re-check", cache_policy=NO_CACHE)
+def recheck(model: str) -> tuple[Standing, ...]:
+    """Measure every request that passed on this model on its own holdout, with the present champion.
+
+    Raises:
+        InputError: unknown model.
+        StoreUnreachable: a store does not answer.
+    """
+    from intake.workspace import Workspace
+
+    workspace = Workspace.open()
+    passed = [r for r in open_ledger(workspace).list(model, ("passed",)) if r.plan is not None]
+    if not passed:
+        return ()
+    with workspace.run_folder("recheck") as folder:
+        champion = open_registry(workspace).pull(model, "champion", folder / "champion")
+        return tuple(_standing(from_plain(Plan, r.plan), champion, folder / r.id) for r in passed)
+
+
+def _standing(plan: Plan, champion: ModelHandle, folder: Path) -> Standing:
+    import torch
+
+    from data.layout import read_items
+    from data.pins import PinnedRepo
+    from data.reader import load_images
+    from gates.intervals import rate
+    from unlearning.determinism import deterministic
+    from unlearning.families.clip import ClipModel
+    from unlearning.zero_shot import class_embeddings, classification_ranks
+
+    repo = repository()
+    holdout = plan.set("holdout")
+    with PinnedRepo(repo, holdout.revision) as pinned:
+        pinned.fetch_set(holdout, folder / "holdout")
+        pinned.fetch_path(rules(repo, plan.model, plan.axis).labels, folder / "labels")
+    classes = read_classes(folder, plan.axis)
+    items = read_items(folder / "holdout")
+    items = items[items[plan.axis].isin(plan.targets)]
+    with deterministic(plan.seed, plan.threads):
+        net = ClipModel.load(Path(champion.folder), plan.device)
+        images = net.encode_images(load_images(folder / "holdout", items, net.image_size))
+        scores = images @ class_embeddings(net, classes.names, classes.templates).T
+        labels = torch.tensor([classes.place(label) for label in items[plan.axis]])
+        ranks = classification_ranks(scores, labels, "best").numpy()
+    clusters = items["source"].to_numpy(dtype=str)
+    fa1, fa5 = (rate(ranks <= k, clusters) for k in (1, 5))
+    measured = Measurements(rates={"forget.fa1.after": fa1, "forget.fa5.after": fa5}, drops={})
+    return Standing(plan.request_id, champion.version, _gates_hold(repo, plan, measured), fa1, fa5)
+
+
+def _gates_hold(repo: Path, plan: Plan, measured: Measurements) -> bool:
+    from gates.columns import flatten
+    from gates.suite import load_suite
+
+    figures = flatten(measured)
+    gates = [
+        g for g in load_suite(repo / rules(repo, plan.model, plan.axis).gates).gates if g.kind == "erasure"
+    ]
+    bounds = [(figures.get(g.column), g.maximum) for g in gates]
+    if any(figure is None or maximum is None for figure, maximum in bounds):
+        raise InputError("the gate file has an erasure gate that a re-check cannot measure")
+    return all(figure <= maximum for figure, maximum in bounds if figure is not None and maximum is not None)

@@ -1,0 +1,85 @@
+"""Taking a request in: names become ids, the forget set is pinned, the ledger gets a row."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contracts.errors import InputError
+from contracts.values import Axis
+from intake.workspace import Workspace
+from tasks.house import repository, rules
+from tasks.plan import read_labels
+from tasks.stores import open_ledger
+
+if TYPE_CHECKING:
+    from intake.requests import Request
+
+EVENT = "slugline.request.received"
+
+
+def take_in(
+    workspace: Workspace,
+    model: str,
+    axis: Axis,
+    forget_set: str,
+    names: Sequence[str] = (),
+    options: dict[str, Any] | None = None,
+    idempotency_key: str | None = None,
+    revision: str | None = None,
+) -> Request:
+    """Add a request for the named concepts, or for all that the forget set is labelled with.
+
+    Args:
+        workspace: whose ledger.
+        model: registered model; slugline.yaml must have rules for it.
+        axis: object or style.
+        forget_set: path of a DVC-tracked set, relative to the repository.
+        names: concepts as names or opaque ids; they are turned into ids here and go no further.
+        options: overrides: `method` (fields of `contracts.values.Method`), `gates`, `seed`.
+        idempotency_key: the same request under the same key is added once.
+        revision: git revision of the sets; None is HEAD.
+
+    Raises:
+        InputError: a name is unknown, or the path is not tracked at that revision.
+        SetError: the forget set is malformed, or holds nothing of a concept.
+    """
+    from data.layout import concept_id, read_items, style_id
+    from data.pins import PinnedRepo
+    from intake.requests import NewRequest
+
+    repo = repository()
+    house = rules(repo, model, axis)
+    with (
+        tempfile.TemporaryDirectory(dir=workspace.runs, prefix="intake-") as scratch,
+        PinnedRepo(repo, revision) as pinned,
+    ):
+        labels_folder, set_folder = Path(scratch) / "labels", Path(scratch) / "forget"
+        pinned.fetch_path(house.labels, labels_folder)
+        pinned.fetch_set(pinned.pin_set(forget_set), set_folder)
+        labels = read_labels(labels_folder)
+        present = {label for label in read_items(set_folder)[axis] if label}
+        commit = pinned.revision
+    known = set(labels.loc[(labels["axis"] == axis) & labels["seen"], "id"])
+    make_id = concept_id if axis == "object" else style_id
+    targets = {n if n in known else make_id(n): n for n in names} or {label: label for label in present}
+    for target, name in targets.items():
+        if target not in known:
+            raise InputError(f"{model} knows no {axis} {name!r}")
+        if target not in present:
+            raise InputError(f"the forget set {forget_set} holds nothing of {axis} {name!r}")
+    request = NewRequest(model, axis, tuple(targets), forget_set, commit, options or {})
+    return open_ledger(workspace).add(request, idempotency_key)
+
+
+def announce(request_id: str) -> None:
+    """Emit the event that a deployment of `unlearn` starts on; a hint, the ledger is what counts."""
+    from prefect.events import emit_event
+
+    emit_event(
+        EVENT,
+        resource={"prefect.resource.id": f"slugline.request.{request_id}"},
+        payload={"request_id": request_id},
+    )

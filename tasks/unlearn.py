@@ -1,0 +1,46 @@
+"""Unlearn: search the step, edit, and write the candidate's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from contracts.values import Candidate, ModelHandle, Plan
+from tasks.profile import ProfileHandle
+from tasks.progress import bar
+from tasks.run import Run
+
+
+@task(name="unlearn", cache_policy=NO_CACHE)
+def unlearn(run: Run, plan: Plan, base: ModelHandle, profiled: ProfileHandle) -> Candidate:
+    """The edited model in the run folder, with its manifest and the trace of the search.
+
+    Raises:
+        ModelError: no layer can be stepped, or every step breaks the model.
+    """
+    from evidence.manifest import write_manifest
+    from tasks.inputs import unlearn_inputs
+    from unlearning.determinism import deterministic
+    from unlearning.families.clip import WEIGHTS, ClipModel
+    from unlearning.gradients import load_gradients
+    from unlearning.request import Profile
+    from unlearning.slug import search_and_edit
+
+    with deterministic(plan.seed, plan.threads), bar("unlearn") as tell:
+        model = ClipModel.load(Path(base.folder), plan.device)
+        inputs = unlearn_inputs(plan, Path(run.folder), model.image_size)
+        taken = Profile(profiled.scores, load_gradients(run.path(profiled.gradients), plan.device))
+        outcome = search_and_edit(model, inputs, plan.method, taken, tell)
+        folder = run.path("candidate")
+        digests = model.save(folder)
+    write_manifest(folder)
+    return Candidate(
+        folder=str(folder),
+        weights_sha256=digests[WEIGHTS],
+        edits=outcome.edits,
+        reached_target=outcome.reached_target,
+        trials=outcome.trials,
+        curve=outcome.curve,
+    )

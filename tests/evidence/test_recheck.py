@@ -1,0 +1,140 @@
+"""Two rooms, one verdict: whatever the gates decide, the verifier derives again from the counts."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contracts.values import GateOutcome, Measurements, Verdict
+from evidence import certificate, recheck
+from evidence.verify import verify
+
+Run = Callable[..., tuple[Measurements, Verdict]]
+
+
+@pytest.mark.parametrize(
+    ("groups", "decision"),
+    [
+        ({}, "passed"),
+        ({"forget": [(1, 1)] * 60}, "failed"),
+        ({"retain": [(1, 30)] * 700}, "failed"),
+        ({"neighbour": [(1, 30)] * 200}, "failed"),
+        ({"forget": [(50, 50)] * 60}, "insufficient evidence"),  # the original never knew it
+        ({"control": [(1, 1)] * 60}, "insufficient evidence"),
+        ({"control": []}, "insufficient evidence"),
+        ({"neighbour": []}, "insufficient evidence"),
+        ({"forget": [(1, 40)] * 10}, "insufficient evidence"),
+        ({"retain": [(1, 1)] * 100}, "insufficient evidence"),
+    ],
+    ids=lambda case: case if isinstance(case, str) else str({k: (v[:1], len(v)) for k, v in case.items()}),
+)
+def test_verifier_agrees_with_the_gates(
+    run: Run,
+    parts: dict[str, Any],
+    model_folder: Path,
+    tmp_path: Path,
+    groups: dict[str, list[tuple[int, int]]],
+    decision: str,
+) -> None:
+    parts["measurements"], parts["verdict"] = run(**groups)
+    certificate.write(certificate.build(**parts), tmp_path / "certificate.json")
+    report = verify(tmp_path / "certificate.json", model_folder=model_folder)
+    assert report.ok
+    assert report.decision == decision
+
+
+def _edited(measurements: Measurements, kind: str, name: str, **fields: object) -> Measurements:
+    table = dict(getattr(measurements, kind))
+    table[name] = dataclasses.replace(table[name], **fields)
+    return dataclasses.replace(measurements, **{kind: table})
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "problem"),
+    [
+        ("forget.fa1.after", {"hits": 61}, "61 hits, 60 items, 12 drawings cannot be"),
+        ("forget.fa1.after", {"n": 0}, "cannot be"),
+        ("forget.fa1.after", {"clusters": 61}, "cannot be"),
+        ("forget.fa1.after", {"n": 10**12}, "cannot be"),
+        ("forget.fa1.after", {"hits": 1}, "estimate 0.0 is not 1 of 60"),
+        ("forget.fa1.after", {"clusters": 13}, "are not on the same items"),
+        ("retain.ta5.after", {"hits": 3}, "retain.ta1.after has more hits than retain.ta5.after"),
+    ],
+)
+def test_impossible_rate_is_named(
+    passing: tuple[Measurements, Verdict], name: str, fields: dict[str, object], problem: str
+) -> None:
+    problems = recheck.recheck_rates(_edited(passing[0], "rates", name, **fields))
+    assert problem in "; ".join(problems)
+
+
+def test_rate_without_its_partner_is_named(passing: tuple[Measurements, Verdict]) -> None:
+    rates = {k: v for k, v in passing[0].rates.items() if k != "forget.fa1.before"}
+    problems = recheck.recheck_rates(Measurements(rates, passing[0].drops))
+    assert problems == ["forget.fa1.after: forget.fa1.before is missing"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "problem"),
+    [
+        ("retain.ta1", {"estimate": 0.0}, "is not before minus after"),
+        ("retain.ta1", {"upper95": -0.5}, "bounds do not enclose the drop"),
+        ("retain.ta1", {"lower95": -1.5}, "bounds do not enclose the drop"),
+        ("retain.ta1", {"n": 701}, "drop and rate retain.ta1.before differ"),
+        ("neighbours.worst.ta1", {"upper95": 0.5}, "other bounds than its neighbours give"),
+        ("neighbours.worst.ta1", {"estimate": 0.0, "after": 1.0}, "not the neighbour that lost most"),
+        ("neighbour.c-0000000a.ta1", {"upper95": 0.9}, "other bounds than its neighbours give"),
+    ],
+)
+def test_impossible_drop_is_named(
+    passing: tuple[Measurements, Verdict], name: str, fields: dict[str, object], problem: str
+) -> None:
+    problems = recheck.recheck_drops(_edited(passing[0], "drops", name, **fields))
+    assert problem in "; ".join(problems)
+
+
+def test_hiding_a_neighbour_is_named(passing: tuple[Measurements, Verdict]) -> None:
+    drops = {k: v for k, v in passing[0].drops.items() if k != "neighbour.c-0000000a.ta1"}
+    problems = recheck.recheck_drops(Measurements(passing[0].rates, drops))
+    assert "the neighbours' items do not add up to the pooled ones" in problems
+
+
+def _first_gate(verdict: Verdict, **fields: object) -> Verdict:
+    first, *rest = verdict.gates
+    changed: GateOutcome = dataclasses.replace(first, **fields)  # type: ignore[arg-type]
+    return dataclasses.replace(verdict, gates=(changed, *rest))
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"observed": 0.01}, "observed 0.01, the measurements say 0.0487"),
+        ({"observed": None}, "observed None"),
+        ({"metric": "forget.fa5.after.upper95"}, "on another metric than its name says"),
+        ({"maximum": 0.5}, "has another bound than its name says"),
+        ({"maximum": None}, "has another bound than its name says"),
+        ({"minimum": 0.1}, "has another bound than its name says"),
+        ({"result": "failed"}, "result 'failed' should be 'passed'"),
+        ({"result": "insufficient evidence"}, "insufficient evidence without a reason"),
+    ],
+)
+def test_gate_that_is_not_decided_as_its_figure_says_is_named(
+    passing: tuple[Measurements, Verdict], fields: dict[str, object], problem: str
+) -> None:
+    measurements, verdict = passing
+    assert problem in "; ".join(recheck.recheck_gates(measurements, _first_gate(verdict, **fields)))
+
+
+@pytest.mark.parametrize("decision", ["failed", "insufficient evidence"])
+def test_decision_that_the_gates_do_not_make_is_named(
+    passing: tuple[Measurements, Verdict], decision: Any
+) -> None:
+    problems = recheck.recheck_decision(dataclasses.replace(passing[1], decision=decision))
+    assert problems == [f"the gates make the decision 'passed', not {decision!r}"]
+
+
+def test_gate_listed_twice_is_named(passing: tuple[Measurements, Verdict]) -> None:
+    verdict = dataclasses.replace(passing[1], gates=(*passing[1].gates, passing[1].gates[0]))
+    assert recheck.recheck_decision(verdict) == ["a gate is listed twice"]

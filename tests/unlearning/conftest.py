@@ -1,0 +1,170 @@
+"""Tiny CLIP models that know coloured shapes, so that forgetting one means something."""
+
+import gzip
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from contracts.values import Method
+from numpy.typing import NDArray
+from unlearning.families.clip import ClipModel
+from unlearning.objectives import retain_loss
+from unlearning.request import UnlearnInputs
+
+SIZE = 32
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230), "yellow": (230, 210, 40)}
+SHAPES = ("square", "disc", "cross")
+NAMES = tuple(f"{colour} {shape}" for colour, shape in itertools.product(COLOURS, SHAPES))
+TEMPLATES = ("a {}", "a drawing of a {}.")
+
+TEXT = {"context_length": 12, "vocab_size": 814, "width": 32, "heads": 2, "layers": 2}
+VISION: dict[str, dict[str, Any]] = {
+    "vit": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": SIZE},
+    "rn": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 64, "image_size": SIZE},
+}
+
+
+def draw(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """One (SIZE, SIZE, 3) drawing of NAMES[label]: jittered place, size, colour and ground."""
+    colour, shape = NAMES[label].split()
+    y, x = np.mgrid[:SIZE, :SIZE] - rng.integers(13, 19, size=2)[:, None, None]
+    r = rng.integers(7, 11)
+    inside = {
+        "square": (abs(x) <= r) & (abs(y) <= r),
+        "disc": x**2 + y**2 <= r**2,
+        "cross": ((abs(x) <= 2) | (abs(y) <= 2)) & (abs(x) <= r) & (abs(y) <= r),
+    }[shape]
+    image = np.full((SIZE, SIZE, 3), rng.integers(0, 60))
+    image[inside] = COLOURS[colour]
+    return np.clip(image + rng.normal(0, 12, image.shape), 0, 255).astype(np.uint8)
+
+
+def items(per_class: int, seed: int, labels: range = range(len(NAMES))) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """`per_class` drawings of every label, shuffled."""
+    rng = np.random.default_rng(seed)
+    wanted = rng.permutation(np.repeat(np.array(labels), per_class))
+    return np.stack([draw(int(label), rng) for label in wanted]), wanted
+
+
+def captions(labels: NDArray[Any]) -> tuple[str, ...]:
+    return tuple(TEMPLATES[i % len(TEMPLATES)].replace("{}", NAMES[label]) for i, label in enumerate(labels))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> bytes:
+    """The first 300 merges of open_clip's vocabulary: 814 tokens."""
+    whole = gzip.decompress(Path(open_clip.tokenizer.default_bpe()).read_bytes()).decode()
+    return gzip.compress("\n".join(whole.split("\n")[:301]).encode(), mtime=0)
+
+
+@pytest.fixture(scope="session")
+def make_model(vocabulary: bytes) -> Callable[..., ClipModel]:
+    """A model with random weights: make_model("vit" or "rn", seed=0, text={}, vision={})."""
+
+    def make(kind: str, seed: int = 0, text: dict[str, Any] | None = None, **vision: Any) -> ClipModel:
+        model_cfg = {
+            "embed_dim": 24,
+            "vision_cfg": {**VISION[kind], **vision},
+            "text_cfg": {**TEXT, **(text or {})},
+        }
+        config = {
+            "schema": 1,
+            "family": "clip",
+            "architecture": None,
+            "model_cfg": model_cfg,
+            "preprocess": {"size": SIZE, "mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic"},
+            "tokenizer": {"kind": "simple", "context_length": TEXT["context_length"], "vocab": "bpe.txt.gz"},
+        }
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            net = open_clip.model.CLIP(**model_cfg)
+            for name, parameter in net.named_parameters():
+                if name.endswith("bn3.weight"):  # open_clip starts residual branches at zero
+                    torch.nn.init.constant_(parameter, 0.5)
+        return ClipModel(config, net.state_dict(), vocabulary)
+
+    return make
+
+
+def _train(model: ClipModel, steps: int) -> None:
+    images, labels = items(20, seed=1)
+    pixels, tokens = model.preprocess(images), model.tokenize(captions(labels))
+    draw_batch = torch.Generator().manual_seed(0)
+    model.net.train().requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.net.parameters(), lr=3e-3)
+    for _ in range(steps):
+        # One drawing per class in a batch: no false negatives.
+        order = torch.randperm(len(labels), generator=draw_batch)
+        rows = torch.stack([order[torch.as_tensor(labels)[order] == c][0] for c in range(len(NAMES))])
+        loss = retain_loss(model.image_features(pixels[rows]), model.text_features(tokens[rows]), torch.tensor(10.0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.net.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def _trained(make_model: Callable[..., ClipModel]) -> dict[str, dict[str, torch.Tensor]]:
+    states = {}
+    for kind in VISION:
+        model = make_model(kind)
+        _train(model, steps=250)
+        states[kind] = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
+    return states
+
+
+@pytest.fixture(params=["vit", "rn"])
+def model(
+    request: pytest.FixtureRequest,
+    make_model: Callable[..., ClipModel],
+    _trained: dict[str, dict[str, torch.Tensor]],
+) -> ClipModel:
+    """A trained model with a ViT, then one with a ModifiedResNet vision tower; yours to change."""
+    model = make_model(request.param)
+    model.net.load_state_dict(_trained[request.param])
+    return model
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the tests ask: `inputs` for the given targets, and a method that fits the tiny task."""
+
+    method: Method = Method(forget_at=2, micro_batch=16, retain_batch=24)
+
+    def inputs(self, *targets: int, **changes: Any) -> UnlearnInputs:
+        kept = [c for c in range(len(NAMES)) if c not in targets]
+        forget_images, forget_labels = items(6, seed=2, labels=targets)  # type: ignore[arg-type]
+        retain_images, retain_labels = items(6, seed=3, labels=kept)  # type: ignore[arg-type]
+        search_images, search_labels = items(4, seed=4)
+        return UnlearnInputs(
+            **{
+                "class_ids": tuple(f"c-{i:08x}" for i in range(len(NAMES))),
+                "class_names": NAMES,
+                "templates": TEMPLATES,
+                "targets": targets,
+                "forget_images": forget_images,
+                "forget_captions": captions(forget_labels),
+                "forget_labels": forget_labels,
+                "retain_images": retain_images,
+                "retain_captions": captions(retain_labels),
+                "search_images": search_images,
+                "search_labels": search_labels,
+                **changes,
+            }
+        )
+
+
+@pytest.fixture
+def task() -> Task:
+    return Task()

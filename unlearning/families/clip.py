@@ -1,0 +1,218 @@
+"""The CLIP family: open_clip models with a ViT or ModifiedResNet vision tower, as files and as functions.
+
+A model folder holds `weights.safetensors`, `config.json` and, where the tokenizer is not
+open_clip's own, `bpe.txt.gz`.  No file is ever unpickled, and no name in `config.json` can make
+open_clip fetch something.  The model is always in `eval()` mode and in fp32.
+
+Weight names are open_clip's.  A LayerNorm or BatchNorm gain is a weight like any other; a
+BatchNorm's running statistics are buffers and never change.
+
+Shapes: N items, H x W pixels, S input size, L context length, D embedding width.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from contracts.canonical import file_sha256
+from contracts.errors import InputError, ModelError
+from contracts.values import Tower
+from unlearning.families import clip_config
+from unlearning.families.clip_stages import Batch, StagedTower, text_batches, text_tower, vision_tower
+from unlearning.inplace import requiring_grad
+
+WEIGHTS = "weights.safetensors"
+CONFIG = "config.json"
+VOCABULARY = "bpe.txt.gz"
+
+# SLUG never edits these (arXiv 2407.11867, released code): matched anywhere in the name.
+EXCLUDED = ("bias", "logit_scale", "position", "embedding")
+
+Images = NDArray[np.uint8] | Tensor
+
+
+@dataclass(frozen=True)
+class CandidateLayer:
+    """One named weight tensor that an unlearning method may edit."""
+
+    name: str
+    tower: Tower
+    shape: tuple[int, ...]
+    n_params: int
+
+
+class ClipModel:
+    """A CLIP model: load and save, tokenize, encode, name the weights a method may edit.
+
+    Args:
+        config: content of `config.json`.
+        weights: open_clip state dict, floating-point tensors in fp32.
+        vocabulary: bytes of `bpe.txt.gz`, or None for open_clip's own vocabulary.
+        device: where the weights live.
+
+    Raises:
+        ModelError: configuration and weights do not make a finite model of this family.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        vocabulary: bytes | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self._vocabulary = vocabulary
+        self.net = clip_config.build_network(clip_config.section(config, "model_cfg"))
+        clip_config.check_weights(self.net.state_dict(), weights)
+        self.net.load_state_dict(weights)
+        self.net.to(self.device).eval().requires_grad_(False)
+        self.parameters: dict[str, nn.Parameter] = dict(self.net.named_parameters())
+        self._preprocess = clip_config.Preprocess.from_config(config)
+        self._tokenizer = clip_config.build_tokenizer(config, vocabulary, self.net.vocab_size)
+        self._towers: dict[Tower, StagedTower] = {
+            "vision": vision_tower(self.net.visual, self.preprocess),
+            "text": text_tower(self.net),
+        }
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "ClipModel":
+        """Read a model folder; its digests are the registry's business and not checked here.
+
+        Raises:
+            ModelError: a file is missing or unreadable, the family is another one, or the weights
+                do not fit the configuration or are not finite (the message names the tensor).
+        """
+        config = clip_config.read_config(folder / CONFIG)
+        try:
+            weights = load_file(folder / WEIGHTS)
+        except (OSError, SafetensorError):
+            raise ModelError(f"{WEIGHTS} is missing or is not a complete safetensors file") from None
+        vocabulary = None
+        if clip_config.section(config, "tokenizer").get("vocab") is not None:
+            try:
+                vocabulary = (folder / VOCABULARY).read_bytes()
+            except OSError:
+                raise ModelError(f"{CONFIG} names a vocabulary, but {VOCABULARY} is missing") from None
+        return cls(config, weights, vocabulary, device)
+
+    @classmethod
+    def from_open_clip(
+        cls, architecture: str, checkpoint: Path | None = None, pretrained: str | None = None
+    ) -> "ClipModel":
+        """Import a published model from a local checkpoint or by an open_clip `pretrained` tag.
+
+        Raises:
+            ModelError: see `unlearning.families.clip_import.read_open_clip`.
+        """
+        from unlearning.families.clip_import import read_open_clip
+
+        return cls(*read_open_clip(architecture, checkpoint, pretrained))
+
+    def save(self, folder: Path) -> dict[str, str]:
+        """Write the model folder, without a manifest; loading it gives bit-equal weights.
+
+        Returns:
+            sha256 by file name.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.net.state_dict().items()}
+        save_file(state, folder / WEIGHTS)
+        text = json.dumps(self.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+        names = [WEIGHTS, CONFIG]
+        if self._vocabulary is not None:
+            (folder / VOCABULARY).write_bytes(self._vocabulary)
+            names.append(VOCABULARY)
+        return {name: file_sha256(folder / name) for name in names}
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """exp(logit_scale), a constant of every objective: it is never a candidate."""
+        scale: Tensor = self.net.logit_scale.detach().exp()
+        return scale.squeeze()
+
+    def candidates(self) -> tuple[CandidateLayer, ...]:
+        """Every weight a method may edit: not `EXCLUDED` by name, and used by an image or text feature.
+
+        Whether a weight is used is asked of autograd, with one blank image and one empty text: to
+        edit a tensor that no feature depends on would change nothing and still count as an edit.
+        """
+        named = {n: p for n, p in self.parameters.items() if not any(word in n for word in EXCLUDED)}
+        size = self._preprocess.size
+        with requiring_grad(self.net, named):
+            image = self.image_features(torch.zeros(1, 3, size, size, device=self.device))
+            text = self.text_features(self.tokenize([""]))
+            grads = torch.autograd.grad(image.sum() + text.sum(), list(named.values()), allow_unused=True)
+        return tuple(
+            CandidateLayer(name, tower_of(name), tuple(p.shape), p.numel())
+            for (name, p), grad in zip(named.items(), grads, strict=True)
+            if grad is not None
+        )
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids (N, L) on the CPU: start token, text, end-of-text (the highest id), then zeros."""
+        ids: Tensor = self._tokenizer(list(texts))
+        return ids
+
+    def preprocess(self, images: Images) -> Tensor:
+        """uint8 images (N, H, W, 3) to model input (N, 3, S, S) on the model's device.
+
+        Raises:
+            InputError: the array has another shape or type.
+        """
+        batch = torch.as_tensor(images)
+        if batch.ndim != 4 or batch.shape[-1] != 3 or batch.dtype != torch.uint8:
+            raise InputError(f"images must be uint8 (N, H, W, 3), got {batch.dtype} {tuple(batch.shape)}")
+        return self._preprocess(batch).to(self.device)
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Normalised features (N, D) of preprocessed images; open_clip's own, differentiable forward pass."""
+        features: Tensor = self.net.encode_image(pixels, normalize=True)
+        return features
+
+    def text_features(self, tokens: Tensor) -> Tensor:
+        """Normalised features (N, D) of token ids (N, L); open_clip's own, differentiable forward pass."""
+        features: Tensor = self.net.encode_text(tokens.to(self.device), normalize=True)
+        return features
+
+    @torch.no_grad()
+    def encode_images(self, images: Images, micro_batch: int = 64) -> Tensor:
+        """Normalised features (N, D) of uint8 images (N, H, W, 3), N >= 1."""
+        batches = self.image_batches(images)
+        return self.staged("vision").features(batches, 0, len(images), micro_batch)
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str], micro_batch: int = 64) -> Tensor:
+        """Normalised features (N, D) of texts, N >= 1."""
+        batches = self.text_batches(texts, torch.zeros(len(texts), dtype=torch.long))
+        return self.staged("text").features(batches, 0, len(texts), micro_batch)
+
+    def staged(self, tower: Tower) -> StagedTower:
+        """The tower as a sequence of stages (`clip_stages`)."""
+        return self._towers[tower]
+
+    def image_batches(self, images: Images) -> list[Batch]:
+        """uint8 images (N, H, W, 3) as they enter the first vision stage."""
+        batch = torch.as_tensor(images)
+        return [Batch(torch.arange(len(batch)), batch)]
+
+    @torch.no_grad()
+    def text_batches(self, texts: Sequence[str], groups: Tensor) -> list[Batch]:
+        """N texts as they enter the first text stage; rows with equal `groups` (N,) begin alike."""
+        return text_batches(self.net, self.tokenize(texts), groups)
+
+
+def tower_of(layer: str) -> Tower:
+    """The tower that a weight of an open_clip CLIP model belongs to, by its name."""
+    return "vision" if layer.startswith("visual.") else "text"

@@ -1,0 +1,153 @@
+"""What a CLIP model folder's `config.json` means: network, tokenizer, preprocessing; which weights fit it."""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from contracts.errors import ModelError
+
+FAMILY = "clip"
+# These make open_clip build towers of other families, and fetch them by name.
+FOREIGN = ("timm_model_name", "hf_model_name", "hf_tokenizer_name")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Parse `config.json` and check schema and family.
+
+    Raises:
+        ModelError: the file is missing, is not JSON, or describes another family or schema.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ModelError(f"{path.name} is missing or is not JSON") from None
+    if not isinstance(config, dict) or config.get("schema") != 1:
+        raise ModelError(f"{path.name} does not follow schema 1")
+    if config.get("family") != FAMILY:
+        raise ModelError(f"the model is of family {config.get('family')!r}, expected {FAMILY!r}")
+    return config
+
+
+def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """One object of the configuration.
+
+    Raises:
+        ModelError: it is missing.
+    """
+    found = config.get(name)
+    if not isinstance(found, dict):
+        raise ModelError(f"the model configuration has no object {name!r}")
+    return found
+
+
+def build_network(model_cfg: Mapping[str, Any]) -> Any:
+    """An open_clip `CLIP` network with arbitrary weights.
+
+    Raises:
+        ModelError: the configuration is not one of a CLIP model with open_clip's own towers.
+    """
+    from open_clip.model import CLIP
+
+    for tower in ("vision_cfg", "text_cfg"):
+        options = section(model_cfg, tower)
+        foreign = [name for name in FOREIGN if options.get(name) is not None]
+        if foreign:
+            raise ModelError(f"{tower}: a tower given by {foreign[0]} is not supported")
+    try:
+        # The initial weights are thrown away; drawing them must not move the caller's generator.
+        with torch.random.fork_rng(devices=[]):
+            return CLIP(**model_cfg)
+    except (TypeError, ValueError, RuntimeError, AssertionError, ZeroDivisionError):
+        raise ModelError("model_cfg is not a configuration of an open_clip CLIP model") from None
+
+
+def check_weights(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Names, shapes, types and finiteness of a state dict against the network's own.
+
+    Raises:
+        ModelError: the first tensor that is missing, unknown, mis-shaped, mis-typed or not finite.
+    """
+    for name in expected.keys() - weights.keys():
+        raise ModelError(f"the weights lack {name}")
+    for name in weights.keys() - expected.keys():
+        raise ModelError(f"the weights hold {name}, which the configuration does not know")
+    for name, want in expected.items():
+        got = weights[name]
+        if got.shape != want.shape or got.dtype != want.dtype:
+            raise ModelError(
+                f"{name} is {got.dtype} {tuple(got.shape)}, expected {want.dtype} {tuple(want.shape)}"
+            )
+        if not torch.isfinite(got).all():
+            raise ModelError(f"{name} holds values that are not finite")
+
+
+def build_tokenizer(config: Mapping[str, Any], vocabulary: bytes | None, vocab_size: int) -> Any:
+    """open_clip's `SimpleTokenizer`, with its own or a truncated merge list.
+
+    Raises:
+        ModelError: another kind, or the network has fewer token embeddings than the vocabulary has tokens.
+    """
+    from open_clip.tokenizer import SimpleTokenizer, default_bpe
+
+    options = section(config, "tokenizer")
+    if options.get("kind") != "simple" or not isinstance(options.get("context_length"), int):
+        raise ModelError("the tokenizer must be of kind 'simple' with an integer context_length")
+    source = default_bpe() if vocabulary is None else io.BytesIO(vocabulary)
+    try:
+        tokenizer = SimpleTokenizer(bpe_path=source, context_length=options["context_length"])
+    except (OSError, EOFError, ValueError):
+        raise ModelError("the tokenizer vocabulary is not a gzip file of merges") from None
+    if tokenizer.vocab_size > vocab_size:
+        raise ModelError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model embeds {vocab_size}")
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """uint8 images to model input, as open_clip's evaluation transform does it."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Preprocess":
+        """Read the `preprocess` object.
+
+        Raises:
+            ModelError: a value is missing or of the wrong kind.
+        """
+        options = section(config, "preprocess")
+        try:
+            mean, std = (tuple(float(v) for v in options[name]) for name in ("mean", "std"))
+            size, interpolation = options["size"], options["interpolation"]
+        except (KeyError, TypeError, ValueError):
+            raise ModelError("preprocess needs size, mean, std and interpolation") from None
+        sane = isinstance(size, int) and size > 0 and len(mean) == len(std) == 3 and min(std) > 0
+        if not sane or interpolation not in ("bicubic", "bilinear"):
+            raise ModelError(
+                f"preprocess of size {size!r} and interpolation {interpolation!r} is not supported"
+            )
+        return cls(size, mean, std, interpolation)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 to (N, 3, size, size) fp32: shorter side to `size`, centre crop, normalise."""
+        pixels = images.permute(0, 3, 1, 2)
+        height, width = pixels.shape[-2:]
+        scale = self.size / min(height, width)
+        if scale != 1.0:
+            shape = (max(self.size, int(height * scale)), max(self.size, int(width * scale)))
+            # On uint8, antialiased interpolation rounds like Pillow does; CUDA has no uint8 kernel.
+            pixels = functional.interpolate(pixels.cpu(), size=shape, mode=self.interpolation, antialias=True)
+        top, left = ((side - self.size + 1) // 2 for side in pixels.shape[-2:])
+        pixels = pixels[..., top : top + self.size, left : left + self.size]
+        mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
+        return (pixels.float() / 255.0 - mean) / std

@@ -1,0 +1,257 @@
+"""A CLIP tower as a sequence of stages, so that a step search re-computes only what an edit can change.
+
+A search changes one tensor at a time and asks for the features again.  Everything before the
+edited tensor stays what it was, so the activations entering its stage are kept and only the
+rest of the tower runs.  Three further savings, all exact (no activation that can reach the
+feature is dropped), hold for a causal text tower pooled at the end-of-text token (EOT):
+
+* tokens after EOT cannot influence it, so texts are grouped by length and never padded;
+* the tokens that a template's texts begin with are computed once per template, as in prefix
+  caching of language models;
+* in the last block only the EOT token needs a query and an MLP.
+
+Results differ from open_clip's own forward pass only by the order of floating-point sums.
+
+Shapes: n rows, G prefixes, P tokens of a prefix, S own tokens, W tower width, D embedding width.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from contracts.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that pass through a tower together.
+
+    Attributes:
+        rows: (n,) position of each row in the caller's order.
+        own: (n, ...) activations of each row; for text (n, S, W), the tokens after its prefix.
+        prefixes: (G, P, W) activations of the leading tokens that rows have in common (text only).
+        prefix: (n,) which prefix a row begins with (text only).
+    """
+
+    rows: Tensor
+    own: Tensor
+    prefixes: Tensor | None = None
+    prefix: Tensor | None = None
+
+    def take(self, keep: Tensor) -> "Batch":
+        """The rows where `keep` (n,) bool is true."""
+        prefix = None if self.prefix is None else self.prefix[keep]
+        return replace(self, rows=self.rows[keep], own=self.own[keep], prefix=prefix)
+
+    def split(self, size: int) -> list["Batch"]:
+        """The same rows in batches of at most `size`."""
+        return [
+            replace(
+                self,
+                rows=self.rows[part],
+                own=self.own[part],
+                prefix=None if self.prefix is None else self.prefix[part],
+            )
+            for part in (slice(start, start + size) for start in range(0, len(self.rows), size))
+        ]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a tower: the name prefixes of the weights it uses, and what it computes."""
+
+    prefixes: tuple[str, ...]
+    run: Callable[[Batch], Batch]
+
+
+@dataclass(frozen=True)
+class StagedTower:
+    """The stages of one tower, in order; the last one leaves features of shape (n, D)."""
+
+    stages: tuple[Stage, ...]
+
+    def stage_of(self, layer: str) -> int:
+        """Index of the stage that uses the weight `layer`.
+
+        Raises:
+            ModelError: no stage, or more than one, uses it.
+        """
+        found = [i for i, stage in enumerate(self.stages) if layer.startswith(stage.prefixes)]
+        if len(found) != 1:
+            raise ModelError(f"{layer} belongs to {len(found)} stages of its tower, expected 1")
+        return found[0]
+
+    def run(self, batches: Sequence[Batch], first: int, last: int | None, micro_batch: int) -> list[Batch]:
+        """Pass batches through stages[first:last], `micro_batch` rows at a time."""
+        return [
+            self._run_one(batch, self.stages[first:last], micro_batch) for batch in batches if len(batch.rows)
+        ]
+
+    def _run_one(self, batch: Batch, stages: Sequence[Stage], micro_batch: int) -> Batch:
+        pieces = []
+        for piece in batch.split(micro_batch):
+            for stage in stages:
+                piece = stage.run(piece)
+            pieces.append(piece)
+        own = torch.cat([piece.own for piece in pieces])
+        return replace(batch, own=own, prefixes=pieces[0].prefixes)
+
+    def features(self, batches: Sequence[Batch], first: int, n_rows: int, micro_batch: int) -> Tensor:
+        """Normalised features (n_rows, D) of batches that stand before stage `first`.
+
+        Rows that no batch holds stay zero.
+        """
+        done = self.run(batches, first, None, micro_batch)
+        out = done[0].own.new_zeros(n_rows, done[0].own.shape[-1])
+        for batch in done:
+            out[batch.rows] = functional.normalize(batch.own, dim=-1)
+        return out
+
+
+def vision_tower(visual: Any, preprocess: Callable[[Tensor], Tensor]) -> StagedTower:
+    """The stages of an open_clip `VisionTransformer` or `ModifiedResNet`.
+
+    Args:
+        visual: `model.visual`.
+        preprocess: uint8 images (n, H, W, 3) to model input (n, 3, size, size); part of the first
+            stage, so that images wait as bytes and not as floats.
+
+    Raises:
+        ModelError: the tower is of another kind.
+    """
+    from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.transformer import VisionTransformer
+
+    if isinstance(visual, ModifiedResNet):
+        stem = tuple(f"visual.{part}{i}." for part in ("conv", "bn") for i in (1, 2, 3))
+        stages = [_image_stage(stem, lambda x: visual.stem(preprocess(x)))]
+        for group in ("layer1", "layer2", "layer3", "layer4"):
+            for i, block in enumerate(getattr(visual, group)):
+                stages.append(_image_stage((f"visual.{group}.{i}.",), block))
+        stages.append(_image_stage(("visual.attnpool.",), visual.attnpool))
+        return StagedTower(tuple(stages))
+    if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.output_tokens:
+        raise ModelError(
+            f"a vision tower of type {type(visual).__name__} with these options is not supported"
+        )
+
+    stages = [_image_stage(("visual.conv1.", "visual.ln_pre."), lambda x: visual._embeds(preprocess(x)))]
+    for i, block in enumerate(visual.transformer.resblocks):
+        _check_block(block)
+        at = f"visual.transformer.resblocks.{i}."
+        stages.append(_image_stage((f"{at}ln_1.", f"{at}attn.", f"{at}ls_1."), _self_attention(block)))
+        stages.append(_image_stage((f"{at}ln_2.", f"{at}mlp.", f"{at}ls_2."), _mlp(block)))
+    stages.append(
+        _image_stage(("visual.ln_post.", "visual.proj"), lambda x: visual._pool(x)[0] @ visual.proj)
+    )
+    return StagedTower(tuple(stages))
+
+
+def text_tower(net: Any) -> StagedTower:
+    """The stages of an open_clip `CLIP`'s causal text tower (transformer, ln_final, text_projection).
+
+    Raises:
+        ModelError: the tower is not causal or not pooled at the end-of-text token.
+    """
+    if net.text_pool_type != "argmax" or net.attn_mask is None:
+        raise ModelError("only a causal text tower pooled at the end-of-text token is supported")
+    stages = []
+    blocks = net.transformer.resblocks
+    for i, block in enumerate(blocks):
+        _check_block(block)
+        at = f"transformer.resblocks.{i}."
+        attend = _causal_attention(block, net.attn_mask, eot_only=i == len(blocks) - 1)
+        stages.append(Stage((f"{at}ln_1.", f"{at}attn.", f"{at}ls_1."), attend))
+        stages.append(Stage((f"{at}ln_2.", f"{at}mlp.", f"{at}ls_2."), _on_own_and_prefixes(_mlp(block))))
+    stages.append(
+        Stage(("ln_final.", "text_projection"), lambda batch: replace(batch, own=_text_head(net, batch.own)))
+    )
+    return StagedTower(tuple(stages))
+
+
+def text_batches(net: Any, tokens: Tensor, groups: Tensor) -> list[Batch]:
+    """Embedded texts, one batch per length and prefix length; token and position embeddings are never edited.
+
+    Args:
+        net: the open_clip `CLIP` model.
+        tokens: (n, context) ids, padded after EOT, the highest id of a row.
+        groups: (n,) rows of equal value are expected to begin alike (one template).
+    """
+    lengths = tokens.argmax(dim=-1) + 1
+    n_shared = torch.empty_like(lengths)
+    for group in groups.unique():
+        rows = torch.nonzero(groups == group).flatten()
+        alike = (tokens[rows] == tokens[rows[0]]).all(dim=0)
+        # EOT itself stays a row's own token, also where rows agree on every token.
+        n_shared[rows] = torch.minimum(alike.long().cumprod(0).sum(), lengths[rows].min() - 1)
+    batches = []
+    for length, shared in torch.stack([lengths, n_shared], dim=1).unique(dim=0).tolist():
+        rows = torch.nonzero((lengths == length) & (n_shared == shared)).flatten()
+        ids = tokens[rows, :length].to(net.positional_embedding.device)
+        heads, prefix = ids[:, :shared].unique(dim=0, return_inverse=True)
+        places = net.positional_embedding[:length]
+        own = net.token_embedding(ids[:, shared:]) + places[shared:]
+        batches.append(Batch(rows, own, net.token_embedding(heads) + places[:shared], prefix))
+    return batches
+
+
+def _image_stage(prefixes: tuple[str, ...], run: Callable[[Tensor], Tensor]) -> Stage:
+    return Stage(prefixes, lambda batch: replace(batch, own=run(batch.own)))
+
+
+def _check_block(block: nn.Module) -> None:
+    from open_clip.transformer import ResidualAttentionBlock
+
+    if not isinstance(block, ResidualAttentionBlock) or not block.attn.batch_first:
+        raise ModelError(f"transformer blocks of type {type(block).__name__} are not supported")
+
+
+def _self_attention(block: Any) -> Callable[[Tensor], Tensor]:
+    return lambda x: x + block.ls_1(block.attention(block.ln_1(x)))
+
+
+def _mlp(block: Any) -> Callable[[Tensor], Tensor]:
+    return lambda x: x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
+def _on_own_and_prefixes(run: Callable[[Tensor], Tensor]) -> Callable[[Batch], Batch]:
+    def both(batch: Batch) -> Batch:
+        prefixes = None if batch.prefixes is None else run(batch.prefixes)
+        return replace(batch, own=run(batch.own), prefixes=prefixes)
+
+    return both
+
+
+def _causal_attention(block: Any, mask: Tensor, eot_only: bool) -> Callable[[Batch], Batch]:
+    """Residual attention of own tokens over prefix and own ones; `mask` (context, context) is additive."""
+
+    def attend(batch: Batch) -> Batch:
+        assert batch.prefixes is not None
+        heads = block.ln_1(batch.prefixes)
+        queries = block.ln_1(batch.own)
+        keys = torch.cat([heads[batch.prefix], queries], dim=1)
+        if eot_only:
+            # EOT is a row's last token, so it sees every token and needs no mask; nothing reads the others.
+            own = batch.own[:, -1:] + block.ls_1(block.attention(queries[:, -1:], keys, keys))
+            return replace(batch, own=own, prefixes=None)
+        n_prefix, n_all = heads.shape[1], keys.shape[1]
+        own = batch.own + block.ls_1(block.attention(queries, keys, keys, mask[n_prefix:n_all, :n_all]))
+        inner = block.attention(heads, attn_mask=mask[:n_prefix, :n_prefix])
+        return replace(batch, own=own, prefixes=batch.prefixes + block.ls_1(inner))
+
+    return attend
+
+
+def _text_head(net: Any, own: Tensor) -> Tensor:
+    pooled: Tensor = net.ln_final(own[:, -1])
+    if net.text_projection is None:
+        return pooled
+    if isinstance(net.text_projection, nn.Linear):
+        projected: Tensor = net.text_projection(pooled)
+        return projected
+    features: Tensor = pooled @ net.text_projection
+    return features

@@ -1,0 +1,141 @@
+"""What an unlearning method is asked, and what it answers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from contracts.errors import InputError
+from contracts.values import Edit, LayerScore, Method, StepTrial
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, done, total)."""
+
+
+@dataclass(frozen=True, eq=False)
+class UnlearnInputs:
+    """The sets of one request, in memory; one zero-shot task over C classes (objects or styles).
+
+    Attributes:
+        class_ids: C opaque ids; the only names that leave this room.
+        class_names: C names, as the templates take them.
+        templates: texts with one {} each.
+        targets: the classes to forget, as indices into `class_ids`.
+        forget_images: uint8 (N_f, H, W, 3).
+        forget_captions: N_f texts.
+        forget_labels: (N_f,) the target each forget item belongs to.
+        retain_images: uint8 (N_r, H, W, 3).
+        retain_captions: N_r texts.
+        search_images: uint8 (N_s, H, W, 3), items of targets and of classes to keep.
+        search_labels: (N_s,) true classes.
+        seed: order of the retain batches.
+
+    Raises:
+        InputError: sizes, types or labels contradict each other, or a part is empty.
+    """
+
+    class_ids: tuple[str, ...]
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    targets: tuple[int, ...]
+    forget_images: NDArray[np.uint8]
+    forget_captions: tuple[str, ...]
+    forget_labels: NDArray[np.int64]
+    retain_images: NDArray[np.uint8]
+    retain_captions: tuple[str, ...]
+    search_images: NDArray[np.uint8]
+    search_labels: NDArray[np.int64]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        n = len(self.class_ids)
+        if len(self.class_names) != n or len(set(self.class_ids)) != n:
+            raise InputError(f"{n} class ids must be distinct and match {len(self.class_names)} names")
+        if not self.targets or len(set(self.targets)) != len(self.targets):
+            raise InputError("targets must be distinct classes, at least one")
+        if min(self.targets) < 0 or max(self.targets) >= n:
+            raise InputError(f"targets must lie in 0..{n - 1}, got {min(self.targets)}..{max(self.targets)}")
+        for what, images, others in (
+            ("forget captions", self.forget_images, self.forget_captions),
+            ("forget labels", self.forget_images, self.forget_labels),
+            ("retain captions", self.retain_images, self.retain_captions),
+            ("search labels", self.search_images, self.search_labels),
+        ):
+            if len(images) == 0 or len(images) != len(others):
+                raise InputError(f"{len(images)} images do not match {len(others)} {what}")
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        targets, kept = set(self.targets), set(self.search_labels.tolist()) - set(self.targets)
+        if set(self.forget_labels.tolist()) - targets:
+            raise InputError("a forget item belongs to a class that is not a target")
+        for target in self.targets:
+            for what, labels in (("forget", self.forget_labels), ("search", self.search_labels)):
+                if target not in labels:
+                    raise InputError(f"concept {self.class_ids[target]} has no item in the {what} set")
+        if not kept:
+            raise InputError("the search set has no item of a class to keep")
+        if min(kept) < 0 or max(kept) >= len(self.class_ids):
+            raise InputError(f"search labels must lie in 0..{len(self.class_ids) - 1}")
+        if len(set(self.retain_captions)) < 2:
+            # With identical texts the image-to-text loss is constant and alignment means nothing.
+            raise InputError("the retain captions are all alike: the contrastive loss cannot tell them apart")
+
+
+def check_method(method: Method, n_classes: int) -> None:
+    """Options that would make a search meaningless.
+
+    Raises:
+        InputError: an option is out of its range.
+    """
+    if not method.towers or set(method.towers) - {"vision", "text"}:
+        raise InputError(f"towers must be vision, text or both, got {method.towers!r}")
+    if not 1 <= method.forget_at < n_classes:
+        raise InputError(
+            f"forget_at must lie in 1..{n_classes - 1} for {n_classes} classes, got {method.forget_at}"
+        )
+    if not 0.0 <= method.forget_target < 1.0:
+        raise InputError(f"forget_target must lie in 0..1, below 1, got {method.forget_target}")
+    for name in ("search_steps", "micro_batch"):
+        if getattr(method, name) < 1:
+            raise InputError(f"{name} must be at least 1, got {getattr(method, name)}")
+    if method.retain_batch < 2:
+        raise InputError(f"retain_batch must be at least 2, got {method.retain_batch}")
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Layer scores and, for the layers on a front, forget gradients; both by concept id.
+
+    The gradients are personal data: memory or the run folder, nowhere else.
+    """
+
+    scores: Mapping[str, tuple[LayerScore, ...]]
+    gradients: Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was changed and why.
+
+    Attributes:
+        edits: one per changed tensor.
+        trials: every evaluated step, in the order of concepts and front layers; the chosen step of
+            a layer carries its retained rate.  Joint trials of several concepts come last, under
+            `JOINT`.
+        curve: forget rate, forget cosine and retained rate at multiples of the chosen step.
+        reached_target: the search split's forget target holds for every concept.
+        profile: layer scores by concept id.
+    """
+
+    edits: tuple[Edit, ...]
+    trials: tuple[StepTrial, ...]
+    curve: tuple[StepTrial, ...]
+    reached_target: bool
+    profile: Mapping[str, tuple[LayerScore, ...]]
+
+
+JOINT = "*"
+"""Stands for the concept, and the layer, of a trial that concerns several."""

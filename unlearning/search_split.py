@@ -1,0 +1,149 @@
+"""The search split as a zero-shot task, re-measured after each edit without recomputing what cannot change.
+
+For an edit in one tower the features of the other are computed once.  In the edited tower the
+activations entering the edited stage are kept (`SplitView`).  To read the forget rate after a
+text edit, the classes that stood highest for these images are encoded first: once `forget_at`
+classes beat the true one for every image, the others cannot bring it back into the top.  Nothing
+is approximated: rates and cosines are those of a full evaluation.
+
+Shapes: n images asked for, N images in the split, C classes, T templates, D embedding width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from contracts.values import Method, Tower
+from unlearning.families.clip import ClipModel
+from unlearning.request import UnlearnInputs
+from unlearning.zero_shot import classification_ranks, fill_templates, pool_templates, rate_at
+
+# Classes per image, as a multiple of forget_at, that are encoded first after a text edit.
+FIRST_CLASSES = 8
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """How well targets are known on the search split: FA@forget_at by target and over all items, mean cosine.
+
+    The cosine is that of an image and its true class embedding.
+    """
+
+    rates: Mapping[int, float]
+    rate: float
+    cosine: float
+
+    @property
+    def worst(self) -> float:
+        """The rate of the best-known target: what a joint step has to bring down."""
+        return max(self.rates.values())
+
+
+class SearchSplit:
+    """Images, class texts and their features under the weights at construction."""
+
+    @torch.no_grad()
+    def __init__(self, model: ClipModel, inputs: UnlearnInputs, method: Method) -> None:
+        self.model, self.method = model, method
+        self.labels = torch.as_tensor(inputs.search_labels)
+        self.targets = torch.tensor(inputs.targets)
+        self.n_classes, n_templates = len(inputs.class_names), len(inputs.templates)
+        self.n_texts = n_templates * self.n_classes
+        templates = torch.arange(n_templates).repeat_interleave(self.n_classes)
+        texts = fill_templates(inputs.class_names, inputs.templates)
+        self.start = {
+            "vision": model.image_batches(inputs.search_images),
+            "text": model.text_batches(texts, templates),
+        }
+        whole = SplitView(self, {"vision": 0, "text": 0})
+        self.image_features = whole.image_features(torch.arange(len(self.labels)))
+        self.class_embeddings = whole.class_embeddings(torch.arange(self.n_classes))
+        self.kept_rows = torch.nonzero(~torch.isin(self.labels, self.targets)).flatten()
+
+    def view(self, stages: Mapping[Tower, int]) -> "SplitView":
+        """The split, ready for edits at or after the given stage of each named tower."""
+        return SplitView(self, stages)
+
+    def nearest_first(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """All classes, those that stand highest for the images `rows` (and their own) apart from the rest."""
+        scores = self.image_features[rows] @ self.class_embeddings.T
+        count = min(self.n_classes, FIRST_CLASSES * self.method.forget_at)
+        near = torch.zeros(self.n_classes, dtype=torch.bool)
+        near[scores.topk(count, dim=1).indices.flatten().cpu()] = True
+        near[self.labels[rows]] = True
+        return torch.nonzero(near).flatten(), torch.nonzero(~near).flatten()
+
+
+class SplitView:
+    """The search split from some stage on: every method measures under the weights of the moment."""
+
+    @torch.no_grad()
+    def __init__(self, split: SearchSplit, stages: Mapping[Tower, int]) -> None:
+        self._split, self._stages = split, stages
+        self._entering = {
+            tower: split.model.staged(tower).run(split.start[tower], 0, first, split.method.micro_batch)
+            for tower, first in stages.items()
+        }
+
+    @torch.no_grad()
+    def image_features(self, rows: Tensor) -> Tensor:
+        """(n, D) features of the images `rows` (n,), which must be ascending."""
+        if "vision" not in self._stages:
+            known: Tensor = self._split.image_features[rows]
+            return known
+        keep = torch.zeros(len(self._split.labels), dtype=torch.bool)
+        keep[rows] = True
+        return self._features("vision", keep)[rows]
+
+    @torch.no_grad()
+    def class_embeddings(self, classes: Tensor) -> Tensor:
+        """(n, D) embeddings of the classes (n,)."""
+        if "text" not in self._stages:
+            known: Tensor = self._split.class_embeddings[classes]
+            return known
+        keep = torch.zeros(self._split.n_classes, dtype=torch.bool)
+        keep[classes] = True
+        n_templates = self._split.n_texts // self._split.n_classes
+        features = self._features("text", keep.repeat(n_templates))
+        return pool_templates(features.view(n_templates, self._split.n_classes, -1)[:, classes])
+
+    def forgetting(self, targets: Sequence[int]) -> Forgetting | None:
+        """How well the targets are known now; None if a feature is not finite."""
+        split = self._split
+        rows = torch.nonzero(torch.isin(split.labels, torch.tensor(targets))).flatten()
+        labels = split.labels[rows]
+        images = self.image_features(rows)
+        near, far = (
+            split.nearest_first(rows) if "text" in self._stages else (torch.arange(split.n_classes), None)
+        )
+        scores = images @ self.class_embeddings(near).T
+        if not bool(torch.isfinite(scores).all()):
+            return None
+        own = torch.searchsorted(near, labels).to(scores.device)
+        true = scores.gather(1, own[:, None])
+        ranks = classification_ranks(scores, own, ties="best")
+        if far is not None and len(far) and bool((ranks <= split.method.forget_at).any()):
+            scores = images @ self.class_embeddings(far).T
+            if not bool(torch.isfinite(scores).all()):
+                return None
+            ranks = ranks + (scores > true).sum(dim=1)
+        rates = {t: rate_at(ranks[(labels == t).to(ranks.device)], split.method.forget_at) for t in targets}
+        return Forgetting(rates, rate_at(ranks, split.method.forget_at), float(true.double().mean()))
+
+    def retained_rate(self) -> float:
+        """TA@1 over the items of classes to keep; 0 where features are not finite (nothing is classified)."""
+        split = self._split
+        images = self.image_features(split.kept_rows)
+        scores = images @ self.class_embeddings(torch.arange(split.n_classes)).T
+        if not bool(torch.isfinite(scores).all()):
+            return 0.0
+        labels = split.labels[split.kept_rows].to(scores.device)
+        return rate_at(classification_ranks(scores, labels, ties="worst"), 1)
+
+    def _features(self, tower: Tower, keep: Tensor) -> Tensor:
+        """Features of the tower's rows where `keep` is true; other rows are zero."""
+        batches = [b.take(keep[b.rows]) for b in self._entering[tower]]
+        staged = self._split.model.staged(tower)
+        return staged.features(batches, self._stages[tower], len(keep), self._split.method.micro_batch)

@@ -1,0 +1,243 @@
+"""Stepping along given directions: one searched step per concept and layer, then one factor for all together.
+
+A direction is the update of one weight per unit step: w + step * direction.  For SLUG it is the
+forget gradient itself.  This module measures and chooses steps; where directions come from is a
+method's business.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from contracts.errors import ModelError
+from contracts.values import Edit, StepTrial, Tower
+from unlearning.families.clip import tower_of
+from unlearning.inplace import edited
+from unlearning.request import JOINT, Progress
+from unlearning.search import smallest_reaching
+from unlearning.search_split import Forgetting, SearchSplit, SplitView
+
+# The first step changes a layer by a tenth of its norm: SLUG's released code; its Algorithm 1 prints another.
+FIRST_RELATIVE_STEP = 0.1
+CURVE_MULTIPLES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
+
+Directions = Mapping[str, Mapping[str, Tensor]]
+"""Direction by concept id and layer; neither it nor the weight may have norm zero."""
+
+
+@dataclass(frozen=True)
+class LayerStep:
+    """The best step of one concept in one layer: the smallest that reached the target, else the closest one.
+
+    `relative_change` is ||update|| / ||weight||.
+    """
+
+    concept: str
+    layer: str
+    step_size: float
+    reached: bool
+    forget_rate: float
+    retained_rate: float
+    relative_change: float
+    trials: tuple[StepTrial, ...]
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One step per concept and a common factor on them: what is added to the weights."""
+
+    steps: tuple[LayerStep, ...]
+    factor: float = 1.0
+
+    def updates(self, directions: Directions, multiple: float = 1.0) -> dict[str, Tensor]:
+        """sum over concepts of step * direction, by layer, times `multiple`."""
+        total: dict[str, Tensor] = {}
+        for step in self.steps:
+            update = directions[step.concept][step.layer] * (step.step_size * self.factor * multiple)
+            total[step.layer] = total[step.layer] + update if step.layer in total else update
+        return total
+
+
+class Stepper:
+    """Searches steps on one search split; every call leaves the model's weights as they were, bit for bit.
+
+    Args:
+        split: the search split, built at the present weights.
+        directions: what to step along.
+        targets: class index by concept id.
+    """
+
+    def __init__(self, split: SearchSplit, directions: Directions, targets: Mapping[str, int]) -> None:
+        self._split, self._directions, self._targets = split, directions, targets
+        self._weights, self._method = split.model.parameters, split.method
+
+    def search_layers(self, progress: Progress) -> dict[str, list[LayerStep]]:
+        """The best step of every layer that has a direction, by concept.
+
+        The searches run stage by stage and not concept by concept: every edit is undone exactly, so
+        their order is free, and one view (one stage's activations) at a time serves all concepts.
+        A layer where every tried step breaks the model is left out.
+        """
+        jobs = [(concept, layer) for concept, own in self._directions.items() for layer in own]
+        found: dict[tuple[str, str], LayerStep | None] = {}
+        for (tower, stage), group in groupby(sorted(jobs, key=self._place), key=self._place):
+            view = self._split.view({tower: stage})
+            for concept, layer in group:
+                found[concept, layer] = self._search_layer(view, concept, layer)
+                progress("step search", len(found), len(jobs))
+        steps: dict[str, list[LayerStep]] = {concept: [] for concept in self._directions}
+        for job in jobs:
+            step = found[job]
+            if step is not None:
+                steps[job[0]].append(step)
+        return steps
+
+    def search_factor(
+        self, steps: Sequence[LayerStep], progress: Progress
+    ) -> tuple[Combination, bool, list[StepTrial]]:
+        """The smallest common factor on several concepts' steps at which every concept meets the target.
+
+        A joint trial counts by its *worst* concept; the forget rate it records is over all items.
+
+        Returns:
+            The combination, whether it met the target (if not, it is the closest), and the trials.
+
+        Raises:
+            ModelError: every factor tried breaks the model.
+        """
+        whole = Combination(tuple(steps))
+        view, targets = self._view(whole), list(self._targets.values())
+        budget, tried = self._method.search_steps, 0
+
+        def observe(factor: float) -> Forgetting | None:
+            nonlocal tried
+            tried += 1
+            progress("joint step", tried, budget)
+            return self._observe(view, whole.updates(self._directions, factor), targets)
+
+        search = smallest_reaching(observe, self._reached, first=1.0, steps=budget)
+        if not search.tried:
+            raise ModelError("no joint step leaves the model with finite features")
+        reached = search.smallest is not None
+        factor = search.smallest or min(search.tried, key=lambda t: (t[1].worst, t[1].rate, t[0]))[0]
+        return (
+            replace(whole, factor=factor),
+            reached,
+            [self._trial(whole, f, seen) for f, seen in search.tried],
+        )
+
+    def curve(self, chosen: Combination, progress: Progress) -> tuple[StepTrial, ...]:
+        """Forget rate, forget cosine and retained rate at `CURVE_MULTIPLES` of the chosen step.
+
+        A multiple at which the features are no longer finite is left out.
+        """
+        view, targets, points = self._view(chosen), list(self._targets.values()), []
+        for done, multiple in enumerate(CURVE_MULTIPLES, start=1):
+            with edited(self._weights, chosen.updates(self._directions, multiple)):
+                seen = view.forgetting(targets)
+                if seen is not None:
+                    trial = self._trial(chosen, multiple, seen)
+                    points.append(replace(trial, retained_rate=view.retained_rate()))
+            progress("curve", done, len(CURVE_MULTIPLES))
+        return tuple(points)
+
+    def edits(self, chosen: Combination) -> tuple[Edit, ...]:
+        """One record per changed tensor; where concepts share it, `step_size` is the sum of their steps."""
+        records = []
+        for layer, update in chosen.updates(self._directions).items():
+            own = [step for step in chosen.steps if step.layer == layer]
+            size = sum(step.step_size for step in own) * chosen.factor
+            concepts = tuple(step.concept for step in own)
+            change = _norm(update) / _norm(self._weights[layer])
+            records.append(Edit(layer, tower_of(layer), size, concepts, change))
+        return tuple(records)
+
+    def _search_layer(self, view: SplitView, concept: str, layer: str) -> LayerStep | None:
+        direction, target = self._directions[concept][layer], self._targets[concept]
+        weight_norm, direction_norm = _norm(self._weights[layer]), _norm(direction)
+        search = smallest_reaching(
+            lambda step: self._observe(view, {layer: direction * step}, [target]),
+            self._reached,
+            first=FIRST_RELATIVE_STEP * weight_norm / direction_norm,
+            steps=self._method.search_steps,
+        )
+        if not search.tried:
+            return None
+        reached = search.smallest is not None
+        best = search.smallest or min(search.tried, key=lambda t: (t[1].rate, t[0]))[0]
+        with edited(self._weights, {layer: direction * best}):
+            retained = view.retained_rate()
+        trials = tuple(
+            StepTrial(
+                concept,
+                layer,
+                tower_of(layer),
+                step,
+                seen.rate,
+                seen.cosine,
+                retained if step == best else None,
+            )
+            for step, seen in search.tried
+        )
+        rate = next(t.forget_rate for t in trials if t.step_size == best)
+        return LayerStep(
+            concept, layer, best, reached, rate, retained, best * direction_norm / weight_norm, trials
+        )
+
+    def _observe(
+        self, view: SplitView, updates: Mapping[str, Tensor], targets: Sequence[int]
+    ) -> Forgetting | None:
+        with edited(self._weights, updates):
+            return view.forgetting(targets)
+
+    def _reached(self, seen: Forgetting) -> bool:
+        return seen.worst <= self._method.forget_target
+
+    def _place(self, job: tuple[str, str]) -> tuple[Tower, int]:
+        tower = tower_of(job[1])
+        return tower, self._split.model.staged(tower).stage_of(job[1])
+
+    def _view(self, combination: Combination) -> SplitView:
+        """A view that stands before the first edited stage of each edited tower."""
+        first: dict[Tower, int] = {}
+        for step in combination.steps:
+            tower, stage = self._place((step.concept, step.layer))
+            first[tower] = min(stage, first.get(tower, stage))
+        return self._split.view(first)
+
+    def _trial(self, combination: Combination, multiple: float, seen: Forgetting) -> StepTrial:
+        """A point of a combination; of several concepts, `step_size` is the common factor on their steps."""
+        steps = combination.steps
+        layers = {step.layer for step in steps}
+        size = multiple * combination.factor * (steps[0].step_size if len(steps) == 1 else 1.0)
+        return StepTrial(
+            concept=steps[0].concept if len(steps) == 1 else JOINT,
+            layer=steps[0].layer if len(layers) == 1 else JOINT,
+            tower=tower_of(steps[0].layer),
+            step_size=size,
+            forget_rate=seen.rate,
+            forget_cosine=seen.cosine,
+        )
+
+
+def best_layer(steps: Sequence[LayerStep]) -> LayerStep:
+    """Of the layers that reached the target the one that keeps most; equal ones: the smaller relative change.
+
+    If none reached it, the one that came closest.
+
+    Raises:
+        ModelError: there is no layer to choose from.
+    """
+    if not steps:
+        raise ModelError("a concept has no layer that can be stepped without breaking the model")
+    reached = [step for step in steps if step.reached]
+    if reached:
+        return min(reached, key=lambda s: (-s.retained_rate, s.relative_change))
+    return min(steps, key=lambda s: (s.forget_rate, -s.retained_rate, s.relative_change))
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.detach().double()))
