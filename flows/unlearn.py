@@ -13,6 +13,7 @@ from contracts.values import Candidate, Measurements, Plan, RunResult, RunSecond
 from tasks import gate, measure, plan, profile, publish, pull, report
 from tasks import unlearn as step
 from tasks.log import say
+from tasks.results import keep_result
 from tasks.run import claimed
 
 
@@ -55,6 +56,9 @@ def unlearn(request_id: str) -> dict[str, Any]:
         page = report.write(
             run, planned, profiled, candidate, measured, verdict, published, promoted, clock.seconds()
         )
+        seconds = clock.seconds()
+        result = _result(planned, candidate, measured, verdict, published, promoted, page, seconds)
+        keep_result(run.workspace, result)
         running.finish(
             verdict.decision,
             version=published.version,
@@ -64,9 +68,7 @@ def unlearn(request_id: str) -> dict[str, Any]:
             report=page,
             verdict=to_plain(verdict),
         )
-        seconds = clock.seconds()
         say(f"{request_id}: {verdict.decision} in {seconds.total:.1f} s, version {published.version}")
-        result = _result(planned, candidate, measured, verdict, published, promoted, page, seconds)
     return dict(to_plain(result))
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import (
     MetaData,
     NullPool,
     TypeDecorator,
+    Update,
     create_engine,
     event,
     text,
@@ -96,6 +97,16 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     """
     with database_errors(engine), engine.begin() as connection:
         yield connection
+
+
+def changes_one(engine: Engine, compare_and_set: Update) -> bool:
+    """Run an UPDATE whose WHERE states what must still hold; whether it did, for exactly one row.
+
+    Raises:
+        StoreUnreachable: as `database_errors`.
+    """
+    with transaction(engine) as connection:
+        return connection.execute(compare_and_set).rowcount == 1
 
 
 def create_schema(engine: Engine, metadata: MetaData) -> None:

@@ -13,92 +13,24 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, and_, insert, select, update
+from sqlalchemy import Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from contracts.canonical import digest, to_plain
 from contracts.errors import InputError, PromotionConflict, SluglineError
-from intake.database import create_schema, database_errors, open_engine, transaction
+from intake.claims import LEASE, Claim, RequestBusy
+from intake.database import changes_one, create_schema, database_errors, open_engine, transaction
 from intake.locks import FileLock
 from intake.requests import (
-    OUTCOMES,
     TRANSITIONS,
     Evidence,
     NewRequest,
-    Outcome,
     Request,
     State,
     check_request_id,
     legal_deadline,
 )
-from intake.tables import METADATA, REQUESTS
-
-LEASE = timedelta(hours=2)
-_EVIDENCE_FIELDS = ("version", "plan_sha256", "certificate", "certificate_sha256", "report", "verdict")
-_LEASE_CLEARED = {"lease_token": None, "lease_domain": None, "lease_expires": None}
-
-
-class RequestBusy(SluglineError):
-    """The request is being run by another process, or is no longer in a state that can be run."""
-
-
-class Claim:
-    """The right to run one request, held by one living process; made by `Ledger.claim`."""
-
-    def __init__(self, ledger: "Ledger", request: Request, token: str) -> None:
-        self.request = request
-        self._ledger = ledger
-        self._token = token
-        self.finished = False
-
-    def heartbeat(self) -> None:
-        """Extend the lease; call it between steps so that other machines see the run is alive.
-
-        Raises:
-            RequestBusy: the lease ran out and another process took the request over: stop working.
-        """
-        now = _now()
-        self._write({"lease_expires": now + LEASE, "updated": now})
-
-    def pin(self, revision: str) -> None:
-        """Record the git commit at which the forget set was read; once pinned it stays.
-
-        Raises:
-            InputError: it is no commit id, or the request is pinned to another one.
-            RequestBusy: as `heartbeat`.
-        """
-        request = self._ledger.get(self.request.id)
-        if request.revision not in (None, revision):
-            raise InputError(f"request {request.id} is pinned to commit {request.revision}, not {revision}")
-        NewRequest(request.model, request.axis, request.targets, request.forget_set, revision)
-        self._write({"revision": revision, "updated": _now()})
-
-    def finish(self, outcome: Outcome, evidence: Evidence | None = None, error: str | None = None) -> None:
-        """End the run: `passed`, `failed` and `insufficient` are final, `error` can be claimed again.
-
-        Args:
-            outcome: the new state.
-            evidence: what the run left; None leaves the columns empty.
-            error: name of the exception class, never its text.
-
-        Raises:
-            RequestBusy: as `heartbeat`; nothing is written then.
-        """
-        if outcome not in OUTCOMES:
-            raise InputError(f"a run ends as one of {', '.join(OUTCOMES)}, not {outcome!r}")
-        found = evidence or Evidence()
-        values = {name: to_plain(getattr(found, name)) for name in _EVIDENCE_FIELDS}
-        self._write({"state": outcome, "error": error, "updated": _now(), **values, **_LEASE_CLEARED})
-        self.finished = True
-
-    def _write(self, values: dict[str, Any]) -> None:
-        mine = and_(
-            REQUESTS.c.id == self.request.id,
-            REQUESTS.c.state == "running",
-            REQUESTS.c.lease_token == self._token,
-        )
-        if not self._ledger._update(mine, values):
-            raise RequestBusy(f"the claim on request {self.request.id} was lost to another process")
+from intake.tables import EVIDENCE_COLUMNS, LEASE_COLUMNS, METADATA, REQUESTS
 
 
 class Ledger:
@@ -191,8 +123,8 @@ class Ledger:
         """
         state = self.get(request_id).state
         if "cancelled" in TRANSITIONS[state]:
-            unchanged = and_(REQUESTS.c.id == request_id, REQUESTS.c.state == state)
-            if self._update(unchanged, {"state": "cancelled", "updated": _now()}):
+            unchanged = update(REQUESTS).where(REQUESTS.c.id == request_id, REQUESTS.c.state == state)
+            if changes_one(self.engine, unchanged.values(state="cancelled", updated=_now())):
                 return self.get(request_id)
             state = self.get(request_id).state
         raise InputError(f"request {request_id} is {state} and cannot be cancelled")
@@ -241,7 +173,7 @@ class Ledger:
                 f"request {request_id} is being run on another machine"
                 f" until {row.lease_expires:%Y-%m-%d %H:%M} UTC"
             )
-        unchanged = and_(
+        unchanged = update(REQUESTS).where(
             REQUESTS.c.id == request_id,
             REQUESTS.c.state == row.state,
             REQUESTS.c.attempts == row.attempts,
@@ -255,9 +187,9 @@ class Ledger:
             "error": None,
             "updated": now,
         }
-        if not self._update(unchanged, taken):
+        if not changes_one(self.engine, unchanged.values(taken)):
             raise RequestBusy(f"request {request_id} was taken by another process just now")
-        return Claim(self, self.get(request_id), token)
+        return Claim(self.engine, self.get(request_id), token)
 
     def _domain(self) -> str:
         """A random id of the lock folder: equal exactly where our file locks can see each other."""
@@ -275,10 +207,6 @@ class Ledger:
             raise InputError(f"there is no request {request_id}")
         return row
 
-    def _update(self, where: Any, values: dict[str, Any]) -> bool:
-        with transaction(self.engine) as connection:
-            return connection.execute(update(REQUESTS).where(where).values(values)).rowcount == 1
-
 
 def _content_id(new: NewRequest, key: str) -> str:
     what = {name: value for name, value in to_plain(new).items() if name != "options"}
@@ -287,8 +215,8 @@ def _content_id(new: NewRequest, key: str) -> str:
 
 def _to_request(row: Row[Any]) -> Request:
     fields = dict(row._mapping)
-    evidence = Evidence(**{name: fields.pop(name) for name in _EVIDENCE_FIELDS})
-    for name in _LEASE_CLEARED:
+    evidence = Evidence(**{name: fields.pop(name) for name in EVIDENCE_COLUMNS})
+    for name in LEASE_COLUMNS:
         del fields[name]
     fields["targets"] = tuple(fields["targets"])
     return Request(**fields, evidence=evidence)

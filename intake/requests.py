@@ -82,7 +82,7 @@ class NewRequest:
         if path.is_absolute() or ".." in path.parts:
             raise InputError(f"forget set path {self.forget_set!r} leaves the repository")
         if self.revision is not None:
-            _match("git commit", _REVISION, self.revision)
+            check_revision(self.revision)
         _check_options(self.options)
         if len(canonical_bytes(self.options)) > _OPTION_BYTES:
             raise InputError(f"the options of a request take more than {_OPTION_BYTES} bytes")
@@ -137,6 +137,16 @@ def check_request_id(request_id: str) -> str:
     """
     _match_withheld("the request id", REQUEST_ID, request_id)
     return request_id
+
+
+def check_revision(revision: str) -> str:
+    """The commit id unchanged.
+
+    Raises:
+        InputError: it is a branch, a tag or an abbreviation, which may name other bytes tomorrow.
+    """
+    _match("git commit", _REVISION, revision)
+    return revision
 
 
 def legal_deadline(received: datetime) -> datetime:

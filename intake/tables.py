@@ -51,3 +51,6 @@ PROMOTIONS = Table(
     Column("updated", UtcDateTime, nullable=False),
     Index("promotion_journal_by_model", "model", "step"),
 )
+
+LEASE_COLUMNS = ("lease_token", "lease_domain", "lease_expires")
+EVIDENCE_COLUMNS = ("version", "plan_sha256", "certificate", "certificate_sha256", "report", "verdict")

@@ -56,7 +56,6 @@ def connect(uri: str) -> "MlflowClient":
     if scheme != "sqlite" and scheme not in _PORTS:
         raise InputError(f"tracking URI {public_uri(uri)!r} is neither http(s):// nor a database URL")
     _probe(uri)
-    tame_mlflow()
     with store_errors(uri):
         from mlflow import MlflowClient
 

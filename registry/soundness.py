@@ -11,7 +11,7 @@ from evidence.schema import read_statement
 from evidence.strict_json import parse
 from evidence.verify import verify
 from registry import versions as tag
-from registry.store import CERTIFICATE_FILE, Registry
+from registry.store import Registry
 from registry.versions import VersionInfo
 
 
@@ -29,11 +29,8 @@ def require_sound(registry: Registry, info: VersionInfo, scratch: Path) -> Model
     if info.imported:
         return handle
     who = f"version {info.version} of {info.model}"
-    tagged = info.tags.get(tag.CERTIFICATE)
-    if tagged is None:
-        raise EvidenceError(f"{who} carries no certificate")
-    file = registry.download(info, CERTIFICATE_FILE, scratch / f"{info.model}-{info.version}-certificate")
-    report = verify(file, model_folder=Path(handle.folder), expected_sha256=tagged)
+    file = registry.pull_certificate(info.model, info.version, scratch)
+    report = verify(file, model_folder=Path(handle.folder), expected_sha256=info.tags[tag.CERTIFICATE])
     wrong = [f"{check.name}: {check.explanation}" for check in report.checks if check.result == "failed"]
     if wrong or not report.ok:
         raise EvidenceError(f"the certificate of {who} does not verify: {'; '.join(wrong) or 'incomplete'}")

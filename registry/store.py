@@ -1,15 +1,12 @@
-"""Registered models: register once, pull checked, look up.  Aliases move in `registry.promotion` only.
+"""Registered models: register once, certify once, pull checked.
 
 A version is an MLflow run with the plain model folder (safetensors, config, MANIFEST.json) under
 `model/` and, once written, `evidence/certificate.json`.  No MLflow model flavour is used: nothing is
 pickled, and the folder that leaves the registry is byte for byte the one that entered it.
 """
 
-import shutil
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from contracts.canonical import file_sha256
 from contracts.errors import DigestMismatch, EvidenceError, InputError, ModelError
@@ -17,52 +14,17 @@ from contracts.values import ModelHandle
 from evidence.manifest import check_manifest
 from evidence.schema import WEIGHTS_NAME
 from registry import versions as tag
-from registry.connection import connect, is_missing, store_errors
-from registry.embedded import ensure_database
+from registry.catalog import Catalog
+from registry.connection import store_errors
 from registry.runs import ensure_registered, log_files, log_metrics, open_run
-from registry.versions import VersionInfo, check_name, check_tags
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+from registry.versions import check_name, check_tags
 
 MODEL_FOLDER = "model"
 CERTIFICATE_FILE = "evidence/certificate.json"
 
 
-class Registry:
-    """One MLflow store; connects on first use."""
-
-    def __init__(self, tracking_uri: str | None, home: Path) -> None:
-        """Name the store.
-
-        Args:
-            tracking_uri: an MLflow server (http, https) or a database URL; None is the store embedded
-                in `home`, a SQLite file that is created when missing.
-            home: the workspace; it also holds the artifacts of stores that have no server to do so.
-        """
-        self.home = home
-        self._tracking_uri = tracking_uri
-
-    @cached_property
-    def uri(self) -> str:
-        """Where the store is; may hold credentials, so show `registry.connection.public_uri` of it."""
-        return self._tracking_uri or ensure_database(self.home / "registry.db")
-
-    @property
-    def _artifact_root(self) -> str | None:
-        # A server knows where artifacts go; a bare database would put them under the current folder.
-        return None if self.uri.startswith("http") else (self.home / "artifacts").absolute().as_uri()
-
-    @cached_property
-    def client(self) -> "MlflowClient":
-        """The MLflow client of this store.
-
-        Raises:
-            InputError: the URI is of no supported kind.
-            StoreUnreachable: the store does not answer.
-        """
-        return connect(self.uri)
+class Registry(Catalog):
+    """One MLflow store, read and written.  Aliases move in `registry.promotion` only."""
 
     def register_model(
         self,
@@ -183,91 +145,27 @@ class Registry:
             manifest_sha256=digests[tag.MANIFEST],
         )
 
-    def download(self, info: VersionInfo, artifact: str, destination: Path) -> Path:
-        """A fresh copy of a file or folder of a version's run; what an interrupted try left is removed.
+    def pull_certificate(self, name: str, version: str, destination: Path) -> Path:
+        """A copy of a version's certificate, byte for byte the one that was attached.
 
         Raises:
-            ModelError: the run does not hold it.
+            EvidenceError: the version carries none, or the stored one was changed.
+            InputError: the version is unknown.
+            ModelError: the registry lost the file.
             StoreUnreachable: the store failed.
         """
-        from mlflow.exceptions import MlflowException
-
-        if destination.exists():
-            shutil.rmtree(destination)
-        destination.mkdir(mode=0o700, parents=True)
-        with store_errors(self.uri):
-            try:
-                # Without a destination MLflow hands out the live folder of a local store.
-                return Path(self.client.download_artifacts(info.run_id, artifact, str(destination)))
-            except MlflowException as error:
-                if not is_missing(error):
-                    raise
-        raise ModelError(f"version {info.version} of {info.model} has no {artifact} in the registry")
-
-    def models(self) -> tuple[str, ...]:
-        """Names of all registered models."""
-        with store_errors(self.uri):
-            found = _all_pages(lambda token: self.client.search_registered_models(page_token=token))
-        return tuple(sorted(m.name for m in found))
-
-    def aliases(self, name: str) -> dict[str, str]:
-        """alias -> version of a model.
-
-        Raises:
-            InputError: the model is unknown.
-        """
-        from mlflow.exceptions import MlflowException
-
-        with store_errors(self.uri):
-            try:
-                found = self.client.get_registered_model(check_name(name)).aliases
-            except MlflowException as error:
-                if not is_missing(error):
-                    raise
-                known = ", ".join(self.models()) or "none"
-                raise InputError(f"the registry has no model {name!r}; known models: {known}") from None
-        # Versions are int on a database and str through a server.
-        return {alias: str(version) for alias, version in found.items()}
-
-    def versions(self, name: str) -> tuple[VersionInfo, ...]:
-        """All versions of a model, oldest first.
-
-        Raises:
-            InputError: the model is unknown.
-        """
-        return self._search(name, f"name = '{check_name(name)}'", self.aliases(name))
-
-    def find_version(self, name: str, request_id: str, plan_sha256: str) -> VersionInfo | None:
-        """The version that this request and plan led to, if it was registered."""
-        check_tags({tag.REQUEST: request_id, tag.PLAN: plan_sha256})
-        query = (
-            f"name = '{check_name(name)}' and tags.{tag.REQUEST} = '{request_id}'"
-            f" and tags.{tag.PLAN} = '{plan_sha256}'"
-        )
-        found = self._search(name, query, {})
-        return found[0] if found else None
-
-    def describe(self, name: str, alias_or_version: str) -> VersionInfo:
-        """One version, by number or alias.
-
-        Raises:
-            InputError: unknown model, alias or version; the message lists the known ones.
-        """
-        from mlflow.exceptions import MlflowException
-
-        aliases = self.aliases(name)
-        version = alias_or_version if alias_or_version.isdecimal() else aliases.get(alias_or_version)
-        if version is None:
-            known = ", ".join(sorted(aliases)) or "none"
-            raise InputError(f"model {name} has no alias {alias_or_version!r}; known aliases: {known}")
-        with store_errors(self.uri):
-            try:
-                return _info(self.client.get_model_version(name, version), aliases)
-            except MlflowException as error:
-                if not is_missing(error):
-                    raise
-        known = ", ".join(v.version for v in self.versions(name)) or "none"
-        raise InputError(f"model {name} has no version {version}; known versions: {known}")
+        info = self.describe(name, version)
+        attached = info.tags.get(tag.CERTIFICATE)
+        if attached is None:
+            raise EvidenceError(f"version {info.version} of {name} carries no certificate")
+        file = self.download(info, CERTIFICATE_FILE, destination / f"{name}-{info.version}-certificate")
+        found = file_sha256(file)
+        if found != attached:
+            raise EvidenceError(
+                f"the certificate of version {info.version} of {name} has sha256 {found},"
+                f" attached was {attached}"
+            )
+        return file
 
     def set_alias(self, name: str, alias: str, version: str | None) -> None:
         """Point an alias at a version, or remove it; only `registry.promotion` does so, under its lock."""
@@ -277,10 +175,10 @@ class Registry:
             else:
                 self.client.set_registered_model_alias(name, alias, version)
 
-    def _search(self, name: str, query: str, aliases: Mapping[str, str]) -> tuple[VersionInfo, ...]:
-        with store_errors(self.uri):
-            found = _all_pages(lambda token: self.client.search_model_versions(query, page_token=token))
-        return tuple(sorted((_info(v, aliases) for v in found), key=lambda info: int(info.version)))
+    @property
+    def _artifact_root(self) -> str | None:
+        # A server knows where artifacts go; a bare database would put them under the current folder.
+        return None if self.uri.startswith("http") else (self.home / "artifacts").absolute().as_uri()
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -289,25 +187,3 @@ def _digests(folder: Path) -> dict[str, str]:
     if WEIGHTS_NAME not in manifest.files:
         raise ModelError(f"the model folder has no {WEIGHTS_NAME}")
     return {tag.MANIFEST: manifest.sha256, tag.WEIGHTS: manifest.files[WEIGHTS_NAME]}
-
-
-def _info(version: "ModelVersion", aliases: Mapping[str, str]) -> VersionInfo:
-    number = str(version.version)
-    return VersionInfo(
-        model=version.name,
-        version=number,
-        run_id=version.run_id or "",
-        created_ms=version.creation_timestamp,
-        tags=dict(version.tags),
-        aliases=tuple(sorted(alias for alias, at in aliases.items() if at == number)),
-    )
-
-
-def _all_pages(search: Callable[[str | None], Any]) -> list[Any]:
-    found, token = [], None
-    while True:
-        page = search(token)
-        found.extend(page)
-        token = page.token
-        if not token:
-            return found

@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import select, update
 
 from contracts.errors import InputError, StoreUnreachable
+from intake.claims import RequestBusy
 from intake.database import transaction
-from intake.ledger import Ledger, RequestBusy
+from intake.ledger import Ledger
 from intake.requests import STATES, TRANSITIONS, Evidence, NewRequest, State
 from intake.tables import REQUESTS
 

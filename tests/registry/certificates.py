@@ -13,6 +13,7 @@ from contracts.values import (
     ModelHandle,
     Plan,
     Rate,
+    Role,
     SetRef,
     Verdict,
 )
@@ -28,9 +29,10 @@ _SUITE = "3" * 64
 
 def plan_of(request_id: str, model: str, base: ModelHandle) -> Plan:
     """The plan of a request on that base version."""
+    roles: tuple[Role, ...] = ("forget", "search", "holdout")
     sets = tuple(
         SetRef(role, f"data/{role}", "a" * 40, f"{i}.dir", f"{i}" * 64, _ITEMS, False)
-        for i, role in enumerate(("forget", "search", "holdout"))
+        for i, role in enumerate(roles)
     )
     return Plan(
         request_id=request_id,

@@ -2,6 +2,8 @@
 
 import os
 import sqlite3
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from registry.connection import public_uri, tame_mlflow
 from registry.embedded import ensure_database
 from registry.store import Registry
 from tests.registry.models import NAME, register_import
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def test_a_store_is_ready_for_use(empty_store: Path) -> None:
@@ -64,6 +68,29 @@ def test_nothing_is_written_beside_the_workspace(
     registry.pull(NAME, register_import(registry, tmp_path), tmp_path / "run")
 
     assert list(current.iterdir()) == []
+
+
+def test_using_a_store_looks_nothing_up(empty_store: Path) -> None:
+    # In a process of its own: MLflow decides at its first import, and is silent under pytest anyway.
+    # Mutation: taming MLflow after its first import leaves its telemetry client running.
+    script = (
+        "import socket, sys, pathlib\n"
+        "asked = []\n"
+        "socket.getaddrinfo = lambda host, *_, **__: asked.append(host) or []\n"
+        "from registry.store import Registry\n"
+        "Registry(None, pathlib.Path(sys.argv[1])).models()\n"
+        "from mlflow.telemetry.client import get_telemetry_client\n"
+        "print(asked, get_telemetry_client())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(empty_store.parent)],
+        cwd=REPOSITORY,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert done.stdout == "[] None\n"
 
 
 def test_telemetry_and_pickles_stay_off_whatever_the_environment_says(

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -26,6 +26,9 @@ NEW = {"champion": "3", "previous": "2"}
 FIRST_REQUEST, SECOND_REQUEST = request_id(1), request_id(2)
 
 
+T = TypeVar("T")
+
+
 def accept(_: ModelHandle) -> None:
     """A smoke check that passes."""
 
@@ -42,7 +45,7 @@ class Mortal:
         self.dead = False
         self._dies_before = dies_before
 
-    def write(self, action: Callable[[], Any]) -> Any:
+    def write(self, action: Callable[[], T]) -> T:
         self.dead = self.dead or self.writes == self._dies_before
         self.alive()
         self.writes += 1
@@ -205,7 +208,7 @@ def test_a_certificate_changed_in_the_store_is_noticed(lineage: Workspace, regis
     stored = _stored(registry, "3") / "evidence" / "certificate.json"
     stored.write_text(stored.read_text() + " ")
 
-    with pytest.raises(EvidenceError, match="authenticity"):
+    with pytest.raises(EvidenceError, match="attached was"):
         _promote(_promoter(lineage), lineage, "3", "2")
     assert registry.aliases(NAME) == OLD
 

@@ -238,7 +238,12 @@ def test_a_certificate_is_attached_once(registry: Registry, tmp_path: Path) -> N
     assert registry.describe(NAME, version).tags["certificate_sha256"] == sha256
     with pytest.raises(EvidenceError, match="already"):
         registry.attach_certificate(NAME, version, second)
-    assert (_artifacts(registry, version) / "evidence" / "certificate.json").read_text() == "{}"
+    assert registry.pull_certificate(NAME, version, tmp_path / "run").read_text() == "{}"
+
+
+def test_a_missing_certificate_is_named(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(EvidenceError, match="version 1 of clip carries no certificate"):
+        registry.pull_certificate(NAME, register_import(registry, tmp_path), tmp_path / "run")
 
 
 def test_listing_shows_aliases(registry: Registry, tmp_path: Path) -> None:

@@ -142,6 +142,11 @@ class ClipModel:
         scale: Tensor = self.net.logit_scale.detach().exp()
         return scale.squeeze()
 
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the square images that the model takes."""
+        return self._preprocess.size
+
     def candidates(self) -> tuple[CandidateLayer, ...]:
         """Every weight a method may edit: not `EXCLUDED` by name, and used by an image or text feature.
 

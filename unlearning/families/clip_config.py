@@ -74,9 +74,9 @@ def check_weights(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor])
     Raises:
         ModelError: the first tensor that is missing, unknown, mis-shaped, mis-typed or not finite.
     """
-    for name in expected.keys() - weights.keys():
+    for name in sorted(expected.keys() - weights.keys()):
         raise ModelError(f"the weights lack {name}")
-    for name in weights.keys() - expected.keys():
+    for name in sorted(weights.keys() - expected.keys()):
         raise ModelError(f"the weights hold {name}, which the configuration does not know")
     for name, want in expected.items():
         got = weights[name]

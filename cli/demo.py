@@ -1,0 +1,87 @@
+"""`slugline demo`: two requests on the reference model, end to end, in a workspace of its own."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.output import as_json, print_json, print_run
+from contracts import environment
+from contracts.values import Axis
+from intake.workspace import Workspace
+
+MODEL = "emoji-clip"
+MODEL_PATH = "data/models/reference"
+# One thing, then a family of things at once; the rest of what they need stands in slugline.yaml.
+REQUESTS: tuple[tuple[str, Axis], ...] = (
+    ("data/sets/forget-hot-beverage", "object"),
+    ("data/sets/forget-fruit", "object"),
+)
+KEY = "demo"
+
+
+@click.command()
+@click.option(
+    "--workspace",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".slugline/demo"),
+    show_default=True,
+    help="Where the demo keeps its ledger, registry and reports.",
+)
+@as_json
+def demo(workspace: Path, as_json: bool) -> None:
+    """Watch a trained CLIP forget one thing and one family of things, on evidence.
+
+    The reference model and its sets come from the DVC remote inside the repository; nothing is fetched from
+    anywhere else.  Interrupted, it continues; finished, it shows the results again.  A verdict "failed" is
+    a result like any other: the champion then stays where it was.
+    """
+    home = workspace.absolute()
+    os.environ["SLUGLINE_HOME"] = str(home)
+    os.environ["PREFECT_HOME"] = str(home / "prefect")
+    environment.prepare(home)
+    runs = carry_out(Workspace.open())
+    if as_json:
+        print_json({"runs": runs})
+        return
+    for run in runs:
+        click.echo()
+        print_run(run)
+
+
+def carry_out(workspace: Workspace) -> list[dict[str, Any]]:
+    """Register the reference model and carry both requests through; results in order."""
+    from cli.warmup import warm_up
+
+    with warm_up():
+        from tasks.log import say
+        from tasks.models import import_model
+        from tasks.requests import take_in
+        from tasks.stores import open_ledger
+
+        with workspace.run_folder("demo") as scratch:
+            folder = _reference_model(scratch)
+            _, version = import_model(workspace, folder, MODEL)
+        say(f"{MODEL} version {version} registered")
+        requests = [
+            take_in(workspace, MODEL, axis, path, idempotency_key=KEY).id for path, axis in REQUESTS
+        ]
+        from flows.unlearn import unlearn
+    from tasks.results import stored_result
+
+    ledger = open_ledger(workspace)
+    return [
+        unlearn(request) if ledger.get(request).evidence.report is None else stored_result(workspace, request)
+        for request in requests
+    ]
+
+
+def _reference_model(scratch: Path) -> Path:
+    from data.pins import PinnedRepo
+    from tasks.house import repository
+
+    folder = scratch / "reference"
+    with PinnedRepo(repository()) as pinned:
+        pinned.fetch_path(MODEL_PATH, folder)
+    return folder

@@ -1,0 +1,34 @@
+"""A run's result on disk, so that asking again shows it instead of doing it again."""
+
+import json
+import os
+from typing import Any
+
+from contracts.canonical import canonical_bytes
+from contracts.errors import EvidenceError
+from contracts.values import RunResult
+from intake.workspace import Workspace
+
+RESULT = "result.json"
+
+
+def keep_result(workspace: Workspace, result: RunResult) -> None:
+    """Write the result beside the certificate, whole or not at all."""
+    folder = workspace.evidence / result.request
+    partial = folder / f".{RESULT}.{os.getpid()}"
+    partial.write_bytes(canonical_bytes(result))
+    os.replace(partial, folder / RESULT)
+
+
+def stored_result(workspace: Workspace, request_id: str) -> dict[str, Any]:
+    """The result of a decided request.
+
+    Raises:
+        EvidenceError: it is not in this workspace.
+    """
+    try:
+        text = (workspace.evidence / request_id / RESULT).read_text(encoding="utf-8")
+    except OSError:
+        raise EvidenceError(f"request {request_id} is decided, but its result is not in this workspace") from None
+    result: dict[str, Any] = json.loads(text)
+    return result
