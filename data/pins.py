@@ -176,10 +176,8 @@ def _check_set_files(names: Iterable[str], where: str) -> None:
 
 def _check_against_pin(folder: Path, ref: SetRef, where: str) -> None:
     summary, items = read_summary(folder), read_items(folder)
-    if (summary.role, summary.personal) != (
-        ref.role,
-        ref.personal,
-    ):
+    found = (items_sha256(items), summary.role, summary.personal)
+    if found != (ref.items_sha256, ref.role, ref.personal):
         raise DigestMismatch(f"{where} does not hold the items that were pinned")
     if summary.n_items != len(items):
         raise SetError(

@@ -119,7 +119,7 @@ def _pattern(path: str) -> re.Pattern[str]:
         return re.compile(r".*", re.DOTALL)
     if field.rpartition(".")[2].endswith("_sha256"):
         return _SHA256
-    if field in ("plan.targets", "plan.neighbours", "edits.concepts"):
+    if field in ("plan.targets", "plan.erased_before", "plan.neighbours", "edits.concepts"):
         return _CONCEPT
     if field.startswith(("verdict.", "plan.software.")):
         return _SENTENCE

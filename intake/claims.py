@@ -8,6 +8,7 @@ from sqlalchemy import Engine, update
 
 from contracts.canonical import to_plain
 from contracts.errors import InputError, SluglineError
+from contracts.values import Plan
 from intake.database import changes_one
 from intake.requests import OUTCOMES, Evidence, Outcome, Request, check_revision
 from intake.tables import EVIDENCE_COLUMNS, LEASE_COLUMNS, REQUESTS
@@ -50,6 +51,22 @@ class Claim:
             raise InputError(f"request {self.request.id} is pinned to commit {pinned}, not {revision}")
         self._write({"revision": revision, "updated": datetime.now(UTC)})
         self.request = replace(self.request, revision=revision)
+
+    def bind_plan(self, plan: Plan) -> None:
+        """Make the plan durable before anything is computed from it; once bound it stays.
+
+        Without it an attempt that died after the champion had moved would be repeated against the
+        new champion, and leave a second version.
+
+        Raises:
+            InputError: the request is bound to another plan.
+            RequestBusy: as `heartbeat`.
+        """
+        if self.request.plan is None:
+            self._write({"plan": to_plain(plan), "updated": datetime.now(UTC)})
+            self.request = replace(self.request, plan=to_plain(plan))
+        elif self.request.plan != to_plain(plan):
+            raise InputError(f"request {self.request.id} is bound to another plan")
 
     def finish(self, outcome: Outcome, evidence: Evidence | None = None, error: str | None = None) -> None:
         """End the run: `passed`, `failed` and `insufficient` are final, `error` can be claimed again.

@@ -125,6 +125,7 @@ class Request:
     created: datetime
     updated: datetime
     attempts: int
+    plan: Mapping[str, Any] | None
     error: str | None
     evidence: Evidence
 

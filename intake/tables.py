@@ -25,7 +25,8 @@ REQUESTS = Table(
     Column("lease_token", String(32)),
     Column("lease_domain", String(32)),
     Column("lease_expires", UtcDateTime),
-    # What the last attempt left.
+    # What binds every attempt, once made; and what the last one left.
+    Column("plan", JSON),
     Column("error", String(60)),
     Column("version", String(20)),
     Column("plan_sha256", String(64)),

@@ -20,6 +20,8 @@ _FORCED = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",  # MLflow accepts the word only, not 1
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    # On a server MLflow prints a link per finished run, with the password of the URI in it.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 # MLflow's own defaults are 7 retries with growing pauses, minutes for a server that died.
 _DEFAULTS = {

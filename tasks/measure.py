@@ -132,7 +132,7 @@ def _outcomes(
         ranks = classification_ranks(scores[where], labels, ties)
         tables.append(_rows(own["id"], own["source"], group, own[plan.axis], "i2t", state, ranks.tolist()))
     drawn = rows.index[rows[plan.axis].isin(classes.known - set(plan.erased_before)) & (rows["view"] == 0)]
-    gallery = torch.tensor(drawn.to_numpy())
+    gallery = torch.tensor(drawn.tolist())
     labels = torch.tensor([index[label] for label in rows.loc[drawn, plan.axis]])
     present = set(rows.loc[drawn, plan.axis])
     for group, ids, ties in (
@@ -186,7 +186,7 @@ def _write_retrievals(
         )
     for label in asked[:3]:
         column = classes.place(label)
-        where = drawn["index"].to_numpy()
+        where = drawn["index"].tolist()
         found.append(
             {
                 "kind": "t2i",

@@ -214,6 +214,31 @@ def test_a_pin_that_does_not_fit_is_refused_and_nothing_stays(clone, tmp_path, c
     assert [name for name in os.listdir(tmp_path) if "run" in name] == []
 
 
+def commit_damaged(clone: Path, run_git, damage) -> None:
+    """Put a set on record whose files do not fit together: DVC's own md5s all hold."""
+    from dvc.repo import Repo
+
+    folder = fetch_set(clone, pin_set(clone, "data/sets/forget"), clone / "damaged")
+    damage(folder)
+    with Repo(str(clone)) as repo:
+        repo.add(str(folder))
+    run_git(clone, "add", "damaged.dvc")
+    run_git(clone, "commit", "--quiet", "--message", "damaged")
+
+
+def test_shards_that_do_not_hold_the_items_are_refused(clone, run_git, tmp_path) -> None:
+    commit_damaged(clone, run_git, lambda folder: (folder / "images-00001.tar").unlink())
+    with pytest.raises(SetError, match=r"images-00001\.tar is missing"):
+        fetch_set(clone, pin_set(clone, "damaged"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stray_file_in_a_set_is_refused_and_not_named(clone, run_git) -> None:
+    commit_damaged(clone, run_git, lambda folder: (folder / "ada.jpg").write_bytes(b"x"))
+    with pytest.raises(SetError, match=r"damaged at \w{12}: 1 files are not part of the set format"):
+        pin_set(clone, "damaged")
+
+
 def test_a_destination_in_use_is_refused(clone, tmp_path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "keep").touch()

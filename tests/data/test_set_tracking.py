@@ -26,10 +26,16 @@ def test_a_choice_of_the_callers_own_is_kept(unused_project, monkeypatch) -> Non
     assert os.environ["DVC_SITE_CACHE_DIR"] == "/somewhere"
 
 
-def test_the_environment_is_restored_after_an_error(unused_project) -> None:
-    with pytest.raises(RuntimeError), private_site_cache(unused_project):
-        assert os.environ["DVC_SITE_CACHE_DIR"] == str(unused_project / ".dvc" / "tmp" / "site")
-        raise RuntimeError
+def test_the_environment_is_as_before_also_after_an_error(unused_project) -> None:
+    def fail() -> None:
+        with private_site_cache(unused_project):
+            seen.append(os.environ["DVC_SITE_CACHE_DIR"])
+            raise RuntimeError
+
+    seen: list[str] = []
+    with pytest.raises(RuntimeError):
+        fail()
+    assert seen == [str(unused_project / ".dvc" / "tmp" / "site")]
     assert "DVC_SITE_CACHE_DIR" not in os.environ
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
+from contracts.canonical import from_plain
 from contracts.errors import InputError, StoreUnreachable
+from contracts.values import Method, Plan
 from intake.claims import RequestBusy
 from intake.database import transaction
 from intake.ledger import Ledger
@@ -136,6 +138,21 @@ def test_a_pinned_request_cannot_be_pinned_elsewhere(ledger: Ledger) -> None:
         claim.pin(COMMIT)
         with pytest.raises(InputError, match="is pinned to commit"):
             claim.pin("b" * 40)
+        claim.finish("failed")
+
+
+def test_a_bound_plan_outlives_the_attempt_and_cannot_be_replaced(ledger: Ledger) -> None:
+    request = ledger.add(CUP)
+    plan = _plan(request.id)
+    with pytest.raises(RuntimeError), ledger.claim(request.id) as claim:
+        claim.bind_plan(plan)
+        raise RuntimeError
+
+    with ledger.claim(request.id) as claim:
+        assert from_plain(Plan, claim.request.plan) == plan
+        claim.bind_plan(plan)
+        with pytest.raises(InputError, match="bound to another plan"):
+            claim.bind_plan(replace(plan, seed=1))
         claim.finish("failed")
 
 
@@ -290,6 +307,26 @@ def test_other_databases_are_refused(url: str, locks: Path) -> None:
 def test_a_ledger_that_cannot_be_written_is_unreachable(tmp_path: Path, locks: Path) -> None:
     with pytest.raises(StoreUnreachable, match=r"missing/ledger\.db"):
         Ledger(f"sqlite:///{tmp_path}/missing/ledger.db", locks)
+
+
+def _plan(request_id: str) -> Plan:
+    return Plan(
+        request_id=request_id,
+        model="clip",
+        base_version="1",
+        base_weights_sha256="1" * 64,
+        axis="object",
+        targets=("c-0123abcd",),
+        neighbours=(),
+        sets=(),
+        labels_sha256="2" * 64,
+        method=Method(),
+        gates_sha256="3" * 64,
+        seed=0,
+        threads=1,
+        device="cpu",
+        software={"torch": "2.14.0"},
+    )
 
 
 def _force(ledger: Ledger, request_id: str, **columns: object) -> None:

@@ -93,7 +93,7 @@ def test_using_a_store_looks_nothing_up(empty_store: Path) -> None:
     assert done.stdout == "[] None\n"
 
 
-def test_telemetry_and_pickles_stay_off_whatever_the_environment_says(
+def test_telemetry_pickles_and_printed_links_stay_off_whatever_the_environment_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "false")
@@ -104,6 +104,8 @@ def test_telemetry_and_pickles_stay_off_whatever_the_environment_says(
 
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+    # MLflow's link to a finished run repeats the URI with its password on standard output.
+    assert os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] == "true"
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "9"  # the user's to choose
 
 

@@ -11,20 +11,21 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from contracts.values import Method
 from numpy.typing import NDArray
+
+from contracts.values import Method
 from unlearning.families.clip import ClipModel
 from unlearning.objectives import retain_loss
 from unlearning.request import UnlearnInputs
 
 SIZE = 32
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230), "yellow": (230, 210, 40)}
-SHAPES = ("square", "disc", "cross")
+SHAPES = ("square", "cross")
 NAMES = tuple(f"{colour} {shape}" for colour, shape in itertools.product(COLOURS, SHAPES))
 TEMPLATES = ("a {}", "a drawing of a {}.")
 
 TEXT = {"context_length": 12, "vocab_size": 814, "width": 32, "heads": 2, "layers": 2}
-TRAINING_STEPS = {"vit": 400, "rn": 120}
+TRAINING_STEPS = {"vit": 150, "rn": 90}
 VISION: dict[str, dict[str, Any]] = {
     "vit": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": SIZE},
     "rn": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 64, "image_size": SIZE},
@@ -46,7 +47,9 @@ def draw(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     return np.clip(image + rng.normal(0, 12, image.shape), 0, 255).astype(np.uint8)
 
 
-def items(per_class: int, seed: int, labels: Sequence[int] = range(len(NAMES))) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+def items(
+    per_class: int, seed: int, labels: Sequence[int] = range(len(NAMES))
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """`per_class` drawings of every label, shuffled."""
     rng = np.random.default_rng(seed)
     wanted = rng.permutation(np.repeat(np.array(labels), per_class))
@@ -108,7 +111,9 @@ def _train(model: ClipModel, steps: int) -> None:
         # One drawing per class in a batch: no false negatives.
         order = torch.randperm(len(labels), generator=draw_batch)
         rows = torch.stack([order[torch.as_tensor(labels)[order] == c][0] for c in range(len(NAMES))])
-        loss = retain_loss(model.image_features(pixels[rows]), model.text_features(tokens[rows]), torch.tensor(10.0))
+        loss = retain_loss(
+            model.image_features(pixels[rows]), model.text_features(tokens[rows]), torch.tensor(10.0)
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contracts.canonical import file_sha256
-from contracts.errors import InputError, ModelError
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
+
+from contracts.canonical import file_sha256
+from contracts.errors import InputError, ModelError
 from unlearning.families.clip import EXCLUDED, ClipModel
 
 Make = Callable[..., ClipModel]
@@ -63,7 +64,11 @@ def test_a_loaded_model_is_in_eval_mode_without_gradients(folder: Path) -> None:
         (lambda c: c["preprocess"].update(interpolation="lanczos"), "config.json", "lanczos"),
         (lambda c: c["tokenizer"].update(kind="hf"), "config.json", "kind 'simple'"),
         (lambda c: c["model_cfg"].update(surprise=1), "config.json", "open_clip CLIP"),
-        (lambda c: c["model_cfg"]["vision_cfg"].update(timm_model_name="resnet18"), "config.json", "timm_model_name"),
+        (
+            lambda c: c["model_cfg"]["vision_cfg"].update(timm_model_name="resnet18"),
+            "config.json",
+            "timm_model_name",
+        ),
         (lambda c: c["model_cfg"]["text_cfg"].update(hf_model_name="bert"), "config.json", "hf_model_name"),
         (lambda c: c["model_cfg"]["text_cfg"].update(pool_type="last"), "config.json", "end-of-text"),
         (lambda c: c["model_cfg"]["text_cfg"].update(no_causal_mask=True), "config.json", "causal"),
@@ -73,7 +78,11 @@ def test_a_loaded_model_is_in_eval_mode_without_gradients(folder: Path) -> None:
         (lambda w: w.update({"visual.proj": torch.zeros(3)}), "weights.safetensors", "visual.proj is"),
         (lambda w: w.update({"visual.proj": w["visual.proj"].half()}), "weights.safetensors", "float16"),
         (lambda w: w["visual.proj"].view(-1)[5].fill_(torch.nan), "weights.safetensors", "visual.proj holds"),
-        (lambda w: w["ln_final.bias"].view(-1)[0].fill_(torch.inf), "weights.safetensors", "ln_final.bias holds"),
+        (
+            lambda w: w["ln_final.bias"].view(-1)[0].fill_(torch.inf),
+            "weights.safetensors",
+            "ln_final.bias holds",
+        ),
     ],
 )
 def test_what_is_not_a_sound_clip_model_is_refused_by_name(
@@ -130,7 +139,7 @@ def test_preprocessing_is_open_clips(make_model: Make, shape: tuple[int, int]) -
     small = rng.integers(0, 256, (*(side // 6 for side in shape), 3), dtype=np.uint8)
     image = Image.fromarray(small).resize(shape[::-1], Image.Resampling.BICUBIC)
     reference = image_transform(32, is_train=False, mean=(0.5,) * 3, std=(0.25,) * 3)(image)
-    ours = make_model("vit").preprocess(np.asarray(image)[None])[0]
+    ours = make_model("vit").preprocess(np.array(image)[None])[0]
     # Within the rounding of Pillow's 8-bit resampling, in units of std.
     assert (ours - reference).abs().max() <= 1.01 / 255 / 0.25
 

@@ -9,8 +9,9 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from contracts.errors import ModelError
 from safetensors.torch import save_file
+
+from contracts.errors import ModelError
 from unlearning.families.clip import ClipModel
 
 ARCHITECTURE = "tiny-for-tests"
@@ -83,7 +84,12 @@ def test_a_pretrained_tag_brings_its_own_options(
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", lambda _: str(checkpoint))
     model = ClipModel.from_open_clip(ARCHITECTURE, pretrained="some-tag")
     assert isinstance(model.net.transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU)
-    assert model.config["preprocess"] == {"size": 32, "mean": [0.1] * 3, "std": [0.2] * 3, "interpolation": "bilinear"}
+    assert model.config["preprocess"] == {
+        "size": 32,
+        "mean": [0.1] * 3,
+        "std": [0.2] * 3,
+        "interpolation": "bilinear",
+    }
 
 
 def test_a_checkpoint_that_needs_unpickling_is_refused(tmp_path: Path) -> None:
@@ -99,7 +105,9 @@ def test_a_checkpoint_that_needs_unpickling_is_refused(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_what_cannot_be_imported_is_said_in_one_sentence(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+def test_what_cannot_be_imported_is_said_in_one_sentence(
+    tmp_path: Path, weights: dict[str, torch.Tensor]
+) -> None:
     checkpoint = as_plain(tmp_path / "checkpoint", weights)
     torch.save([1, 2], tmp_path / "list.pt")
     for message, arguments in (
@@ -109,7 +117,7 @@ def test_what_cannot_be_imported_is_said_in_one_sentence(tmp_path: Path, weights
         ("no pretrained tag 'nothing'", (ARCHITECTURE, None, "nothing")),
         ("missing", (ARCHITECTURE, tmp_path / "absent.pt", None)),
         ("no state dict", (ARCHITECTURE, tmp_path / "list.pt", None)),
-        ("expected", ("RN50", checkpoint, None)),
+        ("lack transformer", ("RN50", checkpoint, None)),
         ("hf_model_name", ("roberta-ViT-B-32", checkpoint, None)),
     ):
         with pytest.raises(ModelError, match=message):

@@ -1,0 +1,56 @@
+"""Same seed, same threads: same bits; and nothing outside is changed."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from unlearning import unlearn
+from unlearning.determinism import deterministic
+from unlearning.families.clip import ClipModel
+
+
+def surroundings() -> tuple[object, ...]:
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_num_threads(),
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.allow_tf32,
+        torch.get_rng_state().sum().item(),
+        np.random.get_state()[1].tolist(),
+        random.getstate(),
+    )
+
+
+def test_everything_is_restored_also_after_an_exception() -> None:
+    before = surroundings()
+    with pytest.raises(ZeroDivisionError), deterministic(seed=5, threads=2):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.get_num_threads() == 2
+        _ = torch.rand(3), np.random.rand(3), random.random(), 1 / 0
+    assert surroundings() == before
+
+
+def test_the_seed_decides_the_numbers() -> None:
+    def draw(seed: int) -> tuple[float, ...]:
+        with deterministic(seed, threads=1):
+            return torch.rand(1).item(), float(np.random.rand()), random.random()
+
+    assert draw(1) == draw(1)
+    assert all(a != b for a, b in zip(draw(1), draw(2), strict=True))
+
+
+def test_equal_inputs_give_an_equal_candidate(
+    make_model: Callable[..., ClipModel], task, tmp_path: Path
+) -> None:
+    digests = []
+    for run, seed in (("a", 0), ("b", 0), ("c", 1)):
+        model = make_model("vit", seed=4)
+        with deterministic(seed=0, threads=1):
+            unlearn(model, task.inputs(3, seed=seed), task.method)
+        digests.append(model.save(tmp_path / run)["weights.safetensors"])
+    assert digests[0] == digests[1]
+    assert digests[0] != make_model("vit", seed=4).save(tmp_path / "untouched")["weights.safetensors"]

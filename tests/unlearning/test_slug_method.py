@@ -1,0 +1,384 @@
+"""SLUG end to end on tiny trained models, against a plain implementation and its invariants."""
+
+import math
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from contracts.errors import InputError, ModelError
+from unlearning import ClipModel, UnlearnInputs, profile_layers, search_and_edit, unlearn
+from unlearning.gradients import forget_gradient
+from unlearning.inplace import edited
+from unlearning.objectives import forget_loss, retain_loss
+from unlearning.request import JOINT
+from unlearning.search_split import SearchSplit
+from unlearning.stepping import CURVE_MULTIPLES, LayerStep, best_layer
+
+TARGET = 3
+
+
+def state(model: ClipModel) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
+
+
+def changed(model: ClipModel, before: dict[str, Tensor]) -> set[str]:
+    """Names of tensors that are not bit-equal."""
+    return {name for name, tensor in model.net.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+class PlainSlug:
+    """SLUG as the paper tells it: whole-batch gradients, a copied model and a full evaluation per trial."""
+
+    def __init__(self, model: ClipModel, inputs: UnlearnInputs, method) -> None:
+        self.model, self.inputs, self.method = model, inputs, method
+        self.labels = torch.as_tensor(inputs.search_labels)
+
+    def evaluate(self, model: ClipModel) -> tuple[float, float]:
+        """FA@forget_at over the targets and TA@1 over the rest, on the search split."""
+        image = model.image_features(model.preprocess(self.inputs.search_images))
+        per_template = [
+            model.text_features(model.tokenize([t.format(name) for name in self.inputs.class_names]))
+            for t in self.inputs.templates
+        ]
+        classes = torch.stack(per_template).mean(0)
+        top = (image @ (classes / classes.norm(dim=1, keepdim=True)).T).argsort(dim=1, descending=True)
+        rank = (top == self.labels[:, None]).int().argmax(dim=1) + 1
+        forget = torch.isin(self.labels, torch.tensor(self.inputs.targets))
+        known = (rank <= self.method.forget_at).double()
+        return float(known[forget].mean()), float((rank == 1).double()[~forget].mean())
+
+    def gradients(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        inputs, model = self.inputs, deepcopy(self.model)
+        weights = {c.name: model.net.get_parameter(c.name).requires_grad_() for c in self.model.candidates()}
+        image = model.image_features(model.preprocess(inputs.forget_images))
+        loss = forget_loss(image, model.text_features(model.tokenize(inputs.forget_captions)))
+        forget = torch.autograd.grad(loss, list(weights.values()))
+        image = model.image_features(model.preprocess(inputs.retain_images))
+        text = model.text_features(model.tokenize(inputs.retain_captions))
+        order = torch.randperm(len(image), generator=torch.Generator().manual_seed(inputs.seed))
+        batches = order.split(self.method.retain_batch)
+        loss = sum(retain_loss(image[b], text[b], model.net.logit_scale.exp()) for b in batches) / len(
+            batches
+        )
+        retain = torch.autograd.grad(loss, list(weights.values()))
+        return dict(zip(weights, forget, strict=True)), dict(zip(weights, retain, strict=True))
+
+    def front(self, forget: dict[str, Tensor], retain: dict[str, Tensor]) -> list[str]:
+        scores = {}
+        for layer, g in forget.items():
+            importance = g.norm() / self.model.parameters[layer].norm()
+            cosine = (g * retain[layer]).sum() / (g.norm() * retain[layer].norm())
+            scores[layer] = float(importance), float(cosine.abs())
+        front = []
+        for layer, (i, a) in scores.items():
+            rivals = [o for o in scores if o.startswith("visual") == layer.startswith("visual")]
+            if not any(scores[o][0] > i and scores[o][1] < a for o in rivals):
+                front.append(layer)
+        return front
+
+    def search(self, layer: str, gradient: Tensor) -> list[tuple[float, float, float]]:
+        """(step, FA, TA) of every trial of one layer."""
+        trials: list[tuple[float, float, float]] = []
+        low, high = 0.0, None
+        step = float(self.model.parameters[layer].norm() / gradient.norm()) / 10
+        for _ in range(self.method.search_steps):
+            copy = deepcopy(self.model)
+            with torch.no_grad():
+                copy.net.get_parameter(layer).add_(step * gradient)
+                fa, ta = self.evaluate(copy)
+            trials.append((step, fa, ta))
+            low, high = (low, step) if fa <= self.method.forget_target else (step, high)
+            step = 2 * step if high is None else (low + high) / 2
+        return trials
+
+
+def test_the_whole_search_agrees_with_a_plain_implementation(model: ClipModel, task) -> None:
+    inputs = task.inputs(TARGET)
+    plain = PlainSlug(model, inputs, task.method)
+    forget, retain = plain.gradients()
+    front = plain.front(forget, retain)
+    expected = {layer: plain.search(layer, forget[layer]) for layer in front}
+    assert plain.evaluate(model)[0] == 1.0, "the model should know the concept before"
+
+    outcome = unlearn(model, inputs, task.method)
+
+    scores = outcome.profile[inputs.class_ids[TARGET]]
+    assert [s.layer for s in scores if s.on_front] == front
+    assert len(front) >= 4
+    assert {s.tower for s in scores if s.on_front} == {"vision", "text"}
+    best: tuple[float, float, str, float] | None = None
+    for layer, trials in expected.items():
+        ours = [t for t in outcome.trials if t.layer == layer]
+        assert [t.step_size for t in ours] == pytest.approx([t[0] for t in trials], rel=1e-4), layer
+        assert [t.forget_rate for t in ours] == [t[1] for t in trials], layer
+        reaching = [t for t in trials if t[1] <= task.method.forget_target]
+        if reaching:
+            step, _, ta = min(reaching)
+            assert [t.retained_rate for t in ours if t.retained_rate is not None] == [ta], layer
+            change = step * float(forget[layer].norm()) / float(scores_weight(plain, layer))
+            best = min(filter(None, [best, (-ta, change, layer, step)]))
+    assert best is not None
+    (edit,) = outcome.edits
+    assert (edit.layer, edit.concepts) == (best[2], (inputs.class_ids[TARGET],))
+    assert edit.step_size == pytest.approx(best[3], rel=1e-4)
+    assert edit.relative_change == pytest.approx(best[1], rel=1e-3)
+    assert outcome.reached_target
+    assert plain.evaluate(model) == (0.0, -best[0])
+
+
+def scores_weight(plain: PlainSlug, layer: str) -> Tensor:
+    return plain.model.parameters[layer].norm()
+
+
+def test_a_small_step_lowers_the_cosine_of_the_forget_set(model: ClipModel, task) -> None:
+    # Invariant 1, the sign trap: with a minus the concept would get stronger.
+    inputs = task.inputs(TARGET)
+    pixels, tokens = model.preprocess(inputs.forget_images), model.tokenize(inputs.forget_captions)
+
+    def cosine() -> float:
+        with torch.no_grad():
+            return float((model.image_features(pixels) * model.text_features(tokens)).sum(1).double().mean())
+
+    profile = profile_layers(model, inputs, task.method)
+    before = cosine()
+    for layer, gradient in profile.gradients[inputs.class_ids[TARGET]].items():
+        step = 1e-3 * float(model.parameters[layer].norm() / gradient.norm())
+        with edited(model.parameters, {layer: step * gradient}):
+            assert cosine() < before, layer
+        with edited(model.parameters, {layer: -step * gradient}):
+            assert cosine() > before, layer
+
+
+def test_the_curve_starts_at_the_original_and_its_cosine_falls(model: ClipModel, task) -> None:
+    inputs = task.inputs(TARGET)
+    plain = PlainSlug(model, inputs, task.method)
+    before = plain.evaluate(model)
+    outcome = unlearn(model, inputs, task.method)
+    points = outcome.curve
+    chosen = outcome.edits[0].step_size
+    assert [p.step_size for p in points] == pytest.approx([m * chosen for m in CURVE_MULTIPLES])
+    assert (points[0].forget_rate, points[0].retained_rate) == before
+    at_one = points[CURVE_MULTIPLES.index(1.0)]
+    assert (at_one.forget_rate, at_one.retained_rate) == plain.evaluate(model)
+    cosines = [p.forget_cosine for p in points[:5]]
+    assert cosines == sorted(cosines, reverse=True)
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_only_the_named_tensor_differs(model: ClipModel, task, tower: str) -> None:
+    # Invariant 2.  Catches a trial that is not undone, and an edit of a tower nobody asked for.
+    before = state(model)
+    outcome = unlearn(model, task.inputs(TARGET), replace(task.method, towers=(tower,), search_steps=3))
+    assert changed(model, before) == {edit.layer for edit in outcome.edits}
+    assert len(outcome.edits) == 1
+    assert {s.tower for s in outcome.profile["c-00000003"]} == {tower}
+    assert {t.tower for t in outcome.trials} == {tower}
+
+
+def test_several_concepts_add_up_at_the_original_weights(model: ClipModel, task) -> None:
+    targets = (1, 4, 6)
+    inputs, before = task.inputs(*targets), state(model)
+    profile = profile_layers(model, inputs, task.method)
+    single = {}
+    for target in targets:
+        rows = inputs.forget_labels == target
+        captions = [c for c, own in zip(inputs.forget_captions, rows, strict=True) if own]
+        concept = inputs.class_ids[target]
+        layers = list(profile.gradients[concept])
+        single[concept] = forget_gradient(model, inputs.forget_images[rows], captions, layers, 1000)
+
+    outcome = search_and_edit(model, inputs, task.method, profile)
+
+    joint = [t for t in outcome.trials if t.concept == JOINT]
+    reached = [t.step_size for t in joint if t.forget_rate <= task.method.forget_target]
+    assert outcome.reached_target
+    factor = min(reached)
+    assert sorted(c for edit in outcome.edits for c in edit.concepts) == sorted(single)
+    assert changed(model, before) == {edit.layer for edit in outcome.edits}
+    for edit in outcome.edits:
+        expected = before[edit.layer].clone()
+        steps = {}
+        for concept in edit.concepts:
+            own = [t for t in outcome.trials if (t.concept, t.layer) == (concept, edit.layer)]
+            (steps[concept],) = [t.step_size for t in own if t.retained_rate is not None]
+            expected += factor * steps[concept] * single[concept][edit.layer]
+        torch.testing.assert_close(model.parameters[edit.layer].detach(), expected, rtol=1e-4, atol=1e-5)
+        assert edit.step_size == pytest.approx(factor * sum(steps.values()))
+        change = (expected - before[edit.layer]).norm() / before[edit.layer].norm()
+        assert edit.relative_change == pytest.approx(float(change), rel=1e-3)
+    assert PlainSlug(model, inputs, task.method).evaluate(model)[0] == 0.0
+
+
+def test_profile_and_search_can_run_apart(model: ClipModel, task, tmp_path) -> None:
+    from unlearning.gradients import load_gradients, save_gradients
+
+    inputs, before = task.inputs(1, 4), state(model)
+    together = unlearn(model, inputs, task.method)
+    edited_weights = state(model)
+    model.net.load_state_dict(before)
+    profile = profile_layers(model, inputs, task.method)
+    assert not changed(model, before)
+    save_gradients(profile.gradients, tmp_path / "gradients.safetensors")
+    loaded = replace(profile, gradients=load_gradients(tmp_path / "gradients.safetensors"))
+    assert search_and_edit(model, inputs, task.method, loaded) == together
+    assert not changed(model, edited_weights)
+
+
+@pytest.mark.parametrize("broken_after", [0, 7, 40])
+def test_an_exception_leaves_every_bit_as_it_was(
+    model: ClipModel, task, monkeypatch, broken_after: int
+) -> None:
+    before, seen = state(model), []
+    original = model.staged("text").stages[-1].run
+
+    def breaks(batch):
+        seen.append(1)
+        if len(seen) > 20 + broken_after:
+            raise RuntimeError("somebody pulled the plug")
+        return original(batch)
+
+    staged = model.staged("text")
+    tower = replace(staged, stages=(*staged.stages[:-1], replace(staged.stages[-1], run=breaks)))
+    monkeypatch.setitem(model._towers, "text", tower)
+    with pytest.raises(RuntimeError, match="plug"):
+        unlearn(model, task.inputs(TARGET), task.method)
+    assert not changed(model, before)
+
+
+def test_a_target_out_of_reach_is_said_and_the_closest_attempt_made(model: ClipModel, task) -> None:
+    # One small step from the original cannot do it: the search may not call that success.
+    before = state(model)
+    outcome = unlearn(model, task.inputs(1, 4), replace(task.method, search_steps=1))
+    per_layer = [t for t in outcome.trials if t.concept != JOINT]
+    assert len({(t.concept, t.layer) for t in per_layer}) == len(per_layer)
+    assert outcome.reached_target == (outcome.trials[-1].forget_rate == 0.0)
+    assert changed(model, before) == {edit.layer for edit in outcome.edits}
+
+
+def step(layer: str, *, reached: bool, fa: float, ta: float, change: float) -> LayerStep:
+    return LayerStep("c", layer, 1.0, reached, fa, ta, change, ())
+
+
+def test_the_layer_that_keeps_most_wins() -> None:
+    kept = step("kept", reached=True, fa=0.0, ta=0.8, change=0.5)
+    assert best_layer([step("poor", reached=True, fa=0.0, ta=0.3, change=0.1), kept]) is kept
+    assert best_layer([kept, step("tie", reached=True, fa=0.0, ta=0.8, change=0.6)]) is kept
+    assert best_layer([step("close", reached=False, fa=0.1, ta=0.9, change=0.1), kept]) is kept
+    close = step("close", reached=False, fa=0.1, ta=0.2, change=0.1)
+    assert best_layer([step("far", reached=False, fa=0.5, ta=0.9, change=0.1), close]) is close
+    with pytest.raises(ModelError, match="no layer"):
+        best_layer([])
+
+
+def test_huge_steps_that_break_the_model_are_not_success(model: ClipModel, task) -> None:
+    # A direction of 1e36 per entry overflows fp32 inside the tower: neither a crash nor "forgotten".
+    inputs, before = task.inputs(TARGET), state(model)
+    profile = profile_layers(model, inputs, task.method)
+    concept = inputs.class_ids[TARGET]
+    layer = "text_projection"
+    with torch.no_grad():
+        model.parameters[layer].mul_(1e30)  # features are normalised: the model is the same, near overflow
+    huge = replace(profile, gradients={concept: {layer: torch.full_like(model.parameters[layer], 1e30)}})
+    start = state(model)
+    view = SearchSplit(model, inputs, task.method).view({"text": model.staged("text").stage_of(layer)})
+    with edited(model.parameters, {layer: torch.full_like(model.parameters[layer], 3e38)}):
+        assert view.forgetting([TARGET]) is None
+        assert view.retained_rate() == 0.0
+    outcome = search_and_edit(model, inputs, replace(task.method, search_steps=40), huge)
+    assert all(
+        math.isfinite(v) for t in outcome.trials for v in (t.step_size, t.forget_rate, t.forget_cosine)
+    )
+    assert changed(model, start) == {layer}
+    assert before.keys() == start.keys()
+
+
+def test_text_edits_measured_on_near_classes_first_equal_the_full_measurement(
+    model: ClipModel, task, monkeypatch
+) -> None:
+    # Catches a stop before enough classes are above the true one.
+    inputs = task.inputs(1, 4)
+    profile = profile_layers(model, inputs, task.method)
+    figures = []
+    for first_classes in (1, 100):
+        monkeypatch.setattr("unlearning.search_split.FIRST_CLASSES", first_classes)
+        view = SearchSplit(model, inputs, task.method).view({"text": 0})
+        seen = []
+        for gradients in profile.gradients.values():
+            for layer, gradient in gradients.items():
+                for relative in (0.1, 0.4, 1.6):
+                    size = relative * float(model.parameters[layer].norm() / gradient.norm())
+                    with edited(model.parameters, {layer: size * gradient}):
+                        measured = view.forgetting([1, 4])
+                    assert measured is not None
+                    seen.append((measured.rates, measured.rate, round(measured.cosine, 5)))
+        figures.append(seen)
+    assert figures[0] == figures[1]
+    assert {0.0, 1.0} & {rate for _, rate, _ in figures[0]}
+
+
+def test_retain_captions_are_the_real_ones(model: ClipModel, task, monkeypatch) -> None:
+    # Bug B2 of the reference scripts: every retain caption replaced by the concept's name.
+    inputs = task.inputs(TARGET)
+    seen: list[str] = []
+    tokenize = model.tokenize
+    monkeypatch.setattr(model, "tokenize", lambda texts: seen.extend(texts) or tokenize(texts))
+    profile = profile_layers(model, inputs, task.method)
+    assert set(inputs.retain_captions) <= set(seen)
+    monkeypatch.undo()
+
+    plain = PlainSlug(model, inputs, task.method)
+    forget, retain = plain.gradients()
+    one_name = (inputs.class_names[TARGET],) * (len(inputs.retain_captions) - 1)
+    collapsed = replace(inputs, retain_captions=(*one_name, "something else"))
+    _, wrong = PlainSlug(model, collapsed, task.method).gradients()
+    ours = {s.layer: s.alignment for s in profile.scores[inputs.class_ids[TARGET]]}
+
+    def alignment(gradients: dict[str, Tensor]) -> dict[str, float]:
+        return {
+            k: float(torch.cosine_similarity(forget[k].flatten(), g.flatten(), 0).abs())
+            for k, g in gradients.items()
+        }
+
+    assert ours == pytest.approx(alignment(retain), abs=1e-3)
+    assert ours != pytest.approx(alignment(wrong), abs=1e-1)
+
+
+def test_progress_counts_every_part_to_its_end(model: ClipModel, task) -> None:
+    told: dict[str, list[tuple[int, int]]] = {}
+
+    def listen(what: str, done: int, total: int) -> None:
+        told.setdefault(what, []).append((done, total))
+
+    unlearn(model, task.inputs(1, 4), replace(task.method, search_steps=2), listen)
+    assert set(told) == {"retain gradient", "forget gradients", "step search", "joint step", "curve"}
+    assert all(calls == [(i + 1, len(calls)) for i in range(len(calls))] for calls in told.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"towers": ()}, "towers"),
+        ({"towers": ("vision", "audio")}, "audio"),
+        ({"forget_at": 8}, "1..7 for 8 classes, got 8"),
+        ({"forget_at": 0}, "got 0"),
+        ({"forget_target": 1.0}, "forget_target"),
+        ({"search_steps": 0}, "search_steps"),
+        ({"micro_batch": 0}, "micro_batch"),
+        ({"retain_batch": 1}, "retain_batch"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(
+    make_model: Callable[..., ClipModel], task, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        unlearn(make_model("vit"), task.inputs(TARGET), replace(task.method, **change))
+
+
+def test_a_profile_of_other_concepts_is_refused(model: ClipModel, task) -> None:
+    profile = profile_layers(model, task.inputs(1), task.method)
+    with pytest.raises(InputError, match="other concepts"):
+        search_and_edit(model, task.inputs(2), task.method, profile)

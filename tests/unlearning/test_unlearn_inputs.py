@@ -1,0 +1,34 @@
+"""What a request's inputs must satisfy, and that messages name no person or caption."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contracts.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": ()}, "at least one"),
+        ({"targets": (3, 3)}, "distinct"),
+        ({"targets": (8,)}, "0..7"),
+        ({"targets": (-1,)}, "0..7"),
+        ({"class_names": ("x",)}, "8 class ids must be distinct and match 1 names"),
+        ({"class_ids": ("c-1",) * 8}, "distinct"),
+        ({"forget_captions": ("x",)}, "6 images do not match 1 forget captions"),
+        ({"retain_captions": ()}, "42 images do not match 0 retain captions"),
+        ({"retain_captions": ("Ada Lovelace",) * 42}, "all alike"),
+        ({"forget_images": np.zeros((0, 32, 32, 3), np.uint8), "forget_captions": ()}, "0 images"),
+        ({"forget_labels": np.full(6, 2)}, "not a target"),
+        ({"search_labels": np.zeros(32, int)}, "c-00000003 has no item in the search set"),
+        ({"search_labels": np.full(32, 3)}, "no item of a class to keep"),
+        ({"search_labels": np.array([3] * 31 + [8])}, "0..7"),
+        ({"search_labels": np.array([3] * 31 + [-1])}, "0..7"),
+    ],
+)
+def test_contradicting_inputs_are_refused(task, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        task.inputs(3, **change)
+    assert "Ada" not in str(caught.value)
