@@ -64,9 +64,7 @@ def carry_out(workspace: Workspace) -> list[dict[str, Any]]:
             folder = _reference_model(scratch)
             _, version = import_model(workspace, folder, MODEL)
         say(f"{MODEL} version {version} registered")
-        requests = [
-            take_in(workspace, MODEL, axis, path, idempotency_key=KEY).id for path, axis in REQUESTS
-        ]
+        requests = [take_in(workspace, MODEL, axis, path, idempotency_key=KEY).id for path, axis in REQUESTS]
         from flows.unlearn import unlearn
     from tasks.results import stored_result
 

@@ -68,7 +68,9 @@ def _package(name: str) -> Finding:
     ceiling = CEILINGS.get(name)
     numbers = tuple(int(part) for part in found.split(".")[:2])
     if ceiling is not None and numbers >= ceiling:
-        return Finding(name, False, f"{found}: Prefect 3.8.8 does not work with {'.'.join(map(str, ceiling))}")
+        return Finding(
+            name, False, f"{found}: Prefect 3.8.8 does not work with {'.'.join(map(str, ceiling))}"
+        )
     return Finding(name, True, found)
 
 
@@ -117,7 +119,9 @@ def _prefect() -> Finding:
     try:
         httpx.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
     except httpx.HTTPError as error:
-        return Finding("prefect", False, f"the API at PREFECT_API_URL does not answer: {type(error).__name__}")
+        return Finding(
+            "prefect", False, f"the API at PREFECT_API_URL does not answer: {type(error).__name__}"
+        )
     return Finding("prefect", True, "the API answers")
 
 

@@ -81,8 +81,10 @@ def list_(name: str | None, as_json: bool) -> None:
         if as_json:
             print_json(found)
             return
-        for model, aliases in found.items():
-            click.echo(f"{model}: " + ", ".join(f"{a} = version {v}" for a, v in aliases.items()))
+        for model, at in found.items():
+            click.echo(
+                f"{model}: " + ", ".join(f"{alias} = version {version}" for alias, version in at.items())
+            )
         return
     versions = registry.versions(name)
     if as_json:

@@ -21,15 +21,15 @@ def nearest(drawings: pd.DataFrame, count: int) -> pd.DataFrame:
         Columns concept, neighbour (opaque ids) and rank (1 = nearest).
     """
     concepts = drawings.drop_duplicates("object").sort_values("object")
-    words = {
-        row.object: {w for text in [row.name, *row.keywords] for w in text.split()}
-        for row in concepts.itertuples(index=False)
+    words: dict[str, set[str]] = {
+        identity: {w for text in [name, *keywords] for w in text.split()}
+        for identity, name, keywords in concepts[["object", "name", "keywords"]].to_numpy()
     }
     family = dict(zip(concepts["object"], concepts["family"], strict=True))
 
     def distance(one: str, other: str) -> float:
         shared, either = len(words[one] & words[other]), len(words[one] | words[other])
-        return 1 - shared / either + (family[one] != family[other])
+        return float(1 - shared / either + (family[one] != family[other]))
 
     rows = []
     for one in words:

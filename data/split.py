@@ -17,7 +17,7 @@ The reference model is trained on pool and retain together and on nothing else.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,12 @@ def main() -> None:
 
     pool, retain = _halves(of(params["train_styles"], vocabulary), rng)
     captions = _Captions(params["templates"], rng)
-    for folder in (SETS, Path("data/labels"), Path("data/neighbours")):
+    for folder in (Path("data/labels"), Path("data/neighbours")):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
 
     search_views, holdout_views = range(params["search_views"]), range(params["holdout_views"])
-    for name, role, rows, views in (
+    stands: tuple[tuple[str, Role, pd.DataFrame, Iterable[int]], ...] = (
         ("pool", "forget", pool, (0,)),
         ("retain", "retain", retain, (0,)),
         ("search", "search", of(params["search_styles"], vocabulary), search_views),
@@ -62,7 +62,8 @@ def main() -> None:
         ("style-search", "search", of(params["train_styles"], style_search), (0,)),
         ("style-holdout", "holdout", of(params["train_styles"], style_holdout), (0,)),
         ("style-control", "control", of(params["holdout_styles"], style_holdout), (0,)),
-    ):
+    )
+    for name, role, rows, views in stands:
         _write(name, role, captions.items(rows, tuple(views)))
     for name, wanted in params["forget_sets"].items():
         _write(f"forget-{name}", "forget", captions.items(_chosen(pool, wanted), (0,), wanted["axis"]))
@@ -79,12 +80,13 @@ def _choose_objects(
     hands = drawings.groupby("name")["style_name"].agg(set)
     measured = {*params["search_styles"], *params["holdout_styles"]}
     trained = set(params["train_styles"])
+    names = [str(name) for name in hands.index]
     complete = [
-        n for n, h in hands.items() if measured <= h and len(h & trained) >= params["min_train_hands"]
+        n for n in names if measured <= hands[n] and len(hands[n] & trained) >= params["min_train_hands"]
     ]
     controls = sorted(rng.choice(complete, params["controls"], replace=False).tolist())
     vocabulary = [n for n in complete if n not in controls]
-    outside = rng.permutation([n for n in hands.index if n not in complete]).tolist()
+    outside = rng.permutation([n for n in names if n not in complete]).tolist()
     cut = round(len(outside) * params["style_search_share"])
     return vocabulary, controls, sorted(outside[:cut]), sorted(outside[cut:])
 
@@ -115,20 +117,25 @@ class _Captions:
         self._rng = rng
 
     def items(self, rows: pd.DataFrame, views: tuple[int, ...], axis: str = "mixed") -> Iterator[NewItem]:
-        for row in rows.itertuples():
+        for row in rows.to_dict("records"):
             yield NewItem(
-                image=row.png, caption=self._one(row, axis), object=row.object, style=row.style, views=views
+                image=row["png"],
+                caption=self._one(str(row["name"]), str(row["style_name"]), axis),
+                object=row["object"],
+                style=row["style"],
+                views=views,
             )
 
-    def _one(self, row: Any, axis: str) -> str:
+    def _one(self, name: str, style: str, axis: str) -> str:
         if axis == "style":
-            return str(self._rng.choice(self._templates["style"])).format(row.style_name)
-        text = str(self._rng.choice(self._templates["object"])).format(row.name)
+            return str(self._rng.choice(self._templates["style"])).format(style)
+        text = str(self._rng.choice(self._templates["object"])).format(name)
         named = axis == "mixed" and self._rng.random() < 1 / 3
-        return f"{text}, {row.style_name} style" if named else text
+        return f"{text}, {style} style" if named else text
 
 
 def _write(name: str, role: Role, items: Iterator[NewItem]) -> None:
+    shutil.rmtree(SETS / name, ignore_errors=True)  # only this stage's own; others may stand beside it
     summary = write_set(SETS / name, role, items, personal=False, licence=LICENCE)
     print(f"{name}: {summary.n_items} items, {summary.n_drawings} drawings")
 

@@ -52,7 +52,7 @@ def main() -> None:
         ],
         betas=BETAS,
     )
-    key = digest(params)
+    key = digest([options, params["split"]])
     step, curve = _resume(key, net, optimizer)
     losses = []
     with tqdm(total=options["steps"], initial=step, desc="train", unit="step") as bar:
@@ -152,7 +152,7 @@ def accuracy(model: ClipModel, held: pd.DataFrame, templates: list[str]) -> tupl
     labels = pd.read_parquet("data/labels/labels.parquet")
     labels = labels[labels["seen"] & (labels["axis"] == "object")].reset_index(drop=True)
     model.net.eval()
-    texts = sum(model.encode_texts([t.format(n) for n in labels["name"]]) for t in templates)
+    texts = torch.stack([model.encode_texts([t.format(n) for n in labels["name"]]) for t in templates]).sum(0)
     seen = model.encode_images(plain(Batches.pixels(held)))
     place = dict(zip(labels["id"], labels.index, strict=True))
     wanted = torch.tensor([place[i] for i in held["object"]])[:, None]

@@ -97,7 +97,7 @@ def validate_sets(folders: Mapping[Role, Path]) -> SetReport:
         problems += [f"{role} set: {problem}" for problem in _problems_of_set(folder, items, suite)]
     problems += _problems_between(sets)
     if problems:
-        more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise SetError(problems[0] + more)
     checked = tuple(
         CheckedSet(role, len(items), int(items["source"].nunique()), items_sha256(items))

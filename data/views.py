@@ -105,12 +105,14 @@ def _on_ground(drawing: Image.Image, ground: tuple[int, int, int]) -> Image.Imag
 
 
 def _coloured(drawing: Image.Image, parameters: ViewParameters) -> Image.Image:
-    pixels = np.asarray(drawing, dtype=np.float32)  # (height, width, RGBA)
-    colour, alpha = pixels[..., :3], pixels[..., 3:]
-    grey = colour.mean(axis=-1, keepdims=True)
-    colour = (colour + parameters.grey * (grey - colour)) * np.array(parameters.gains, dtype=np.float32)
-    colour = colour.clip(0, 255).round()
-    return Image.fromarray(np.concatenate([colour, alpha], axis=-1).astype(np.uint8))
+    """Towards grey (the mean of the channels), then the gains: one linear map of the colour."""
+    own, shared = 1.0 - parameters.grey, parameters.grey / 3
+    matrix = []
+    for row, gain in enumerate(parameters.gains):
+        matrix += [gain * (own * (row == column) + shared) for column in range(3)] + [0.0]
+    coloured = drawing.convert("RGB").convert("RGB", tuple(matrix))
+    coloured.putalpha(drawing.getchannel("A"))
+    return coloured
 
 
 def _placed(drawing: Image.Image, parameters: ViewParameters) -> Image.Image:

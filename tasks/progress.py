@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 Tell = Callable[[str, int, int], None]
 
@@ -12,7 +13,7 @@ def bar(step: str) -> Iterator[Tell]:
     """A progress callback (what, done, total); silent unless standard error is a terminal."""
     from tqdm import tqdm
 
-    shown: dict[str, tqdm[None]] = {}
+    shown: dict[str, Any] = {}
 
     def tell(what: str, done: int, total: int) -> None:
         if what not in shown:

@@ -29,6 +29,8 @@ def stored_result(workspace: Workspace, request_id: str) -> dict[str, Any]:
     try:
         text = (workspace.evidence / request_id / RESULT).read_text(encoding="utf-8")
     except OSError:
-        raise EvidenceError(f"request {request_id} is decided, but its result is not in this workspace") from None
+        raise EvidenceError(
+            f"request {request_id} is decided, but its result is not in this workspace"
+        ) from None
     result: dict[str, Any] = json.loads(text)
     return result

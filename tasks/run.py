@@ -14,7 +14,7 @@ from intake.workspace import Workspace
 from tasks.stores import open_ledger
 
 if TYPE_CHECKING:
-    from intake.ledger import Claim
+    from intake.claims import Claim
 
 OUTCOMES: Mapping[Decision, Any] = {
     "passed": "passed",

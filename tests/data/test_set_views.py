@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.views import ViewParameters, _placed, render_view, view_parameters
+from data.views import ViewParameters, _coloured, _placed, render_view, view_parameters
 
 SHA = "ab" * 32
 GOLDEN = ViewParameters(
@@ -88,6 +88,14 @@ def test_scaling_shrinks_about_the_centre(drawing) -> None:
     alpha = np.asarray(_placed(drawing, plain(scale=0.75)))[..., 3]
     rows = np.flatnonzero(alpha.max(axis=1) > 128)
     assert (rows.min(), rows.max()) == (12, 27)  # 20 rows at 10..29 become 15 at 12.5..27.5
+
+
+def test_colours_move_towards_grey_and_by_the_gains() -> None:
+    one_pixel = Image.fromarray(np.array([[[200, 100, 30, 77]]], dtype=np.uint8))  # mean 110
+    assert np.asarray(_coloured(one_pixel, plain())).tolist() == [[[200, 100, 30, 77]]]
+    assert np.asarray(_coloured(one_pixel, plain(grey=1.0))).tolist() == [[[110, 110, 110, 77]]]
+    assert np.asarray(_coloured(one_pixel, plain(grey=0.5))).tolist() == [[[155, 105, 70, 77]]]
+    assert np.asarray(_coloured(one_pixel, plain(gains=(1.3, 1.0, 0.5)))).tolist() == [[[255, 100, 15, 77]]]
 
 
 def test_a_drawing_stays_visible_in_every_view(drawing) -> None:

@@ -4,6 +4,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def test_many_first_starts_make_one_store(tmp_path: Path, monkeypatch: pytest.Mo
 
     def make(unfinished: Path) -> None:
         made.append(unfinished)
+        time.sleep(0.05)  # the others arrive meanwhile
         unfinished.write_bytes(b"store")
 
     monkeypatch.setattr(embedded, "_write_empty_store", make)

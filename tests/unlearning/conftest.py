@@ -146,7 +146,7 @@ def model(
 class Task:
     """What the tests ask: `inputs` for the given targets, and a method that fits the tiny task."""
 
-    method: Method = Method(forget_at=2, micro_batch=16, retain_batch=24)
+    method: Method
 
     def inputs(self, *targets: int, **changes: Any) -> UnlearnInputs:
         kept = [c for c in range(len(NAMES)) if c not in targets]
@@ -173,4 +173,4 @@ class Task:
 
 @pytest.fixture
 def task() -> Task:
-    return Task()
+    return Task(Method(forget_at=2, micro_batch=16, retain_batch=24))

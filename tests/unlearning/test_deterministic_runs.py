@@ -27,10 +27,16 @@ def surroundings() -> tuple[object, ...]:
 
 def test_everything_is_restored_also_after_an_exception() -> None:
     before = surroundings()
-    with pytest.raises(ZeroDivisionError), deterministic(seed=5, threads=2):
-        assert torch.are_deterministic_algorithms_enabled()
-        assert torch.get_num_threads() == 2
-        _ = torch.rand(3), np.random.rand(3), random.random(), 1 / 0
+
+    def use_everything() -> None:
+        with deterministic(seed=5, threads=2):
+            assert torch.are_deterministic_algorithms_enabled()
+            assert torch.get_num_threads() == 2
+            _ = torch.rand(3), np.random.rand(3), random.random()
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        use_everything()
     assert surroundings() == before
 
 
@@ -47,10 +53,10 @@ def test_equal_inputs_give_an_equal_candidate(
     make_model: Callable[..., ClipModel], task, tmp_path: Path
 ) -> None:
     digests = []
-    for run, seed in (("a", 0), ("b", 0), ("c", 1)):
+    for run in ("a", "b"):
         model = make_model("vit", seed=4)
         with deterministic(seed=0, threads=1):
-            unlearn(model, task.inputs(3, seed=seed), task.method)
+            unlearn(model, task.inputs(3), task.method)
         digests.append(model.save(tmp_path / run)["weights.safetensors"])
     assert digests[0] == digests[1]
     assert digests[0] != make_model("vit", seed=4).save(tmp_path / "untouched")["weights.safetensors"]

@@ -138,10 +138,10 @@ def test_bad_calls_are_refused(model: ClipModel, task, layers) -> None:
         forget_gradient(model, images[:0], [], layers, 16)
     with pytest.raises(InputError, match="at least 2"):
         retain_gradient(model, images[:1], captions[:1], layers, retain_batch=4, micro_batch=4, seed=0)
-    with pytest.raises(ModelError, match="'visual.nothing'"):
+    with pytest.raises(ModelError, match=r"'visual\.nothing'"):
         forget_gradient(model, images, captions, ["visual.nothing"], 16)
     model.parameters["text_projection"].data.fill_(torch.inf)
-    with pytest.raises(ModelError, match="gradient of .* is not finite"):
+    with pytest.raises(ModelError, match=r"gradient of .* is not finite"):
         forget_gradient(model, images, captions, layers, 16)
 
 
@@ -156,5 +156,5 @@ def test_saved_gradients_come_back_bit_equal_and_in_order(tmp_path: Path) -> Non
         (c, layer) for c in saved for layer in saved[c]
     ]
     assert all(torch.equal(loaded[c][layer], saved[c][layer]) for c in saved for layer in saved[c])
-    with pytest.raises(ModelError, match="gone.safetensors"):
+    with pytest.raises(ModelError, match=r"gone\.safetensors"):
         load_gradients(tmp_path / "gone.safetensors")

@@ -183,19 +183,20 @@ def text_batches(net: Any, tokens: Tensor, groups: Tensor) -> list[Batch]:
     """
     lengths = tokens.argmax(dim=-1) + 1
     n_shared = torch.empty_like(lengths)
-    for group in groups.unique():
+    for group in torch.unique(groups):
         rows = torch.nonzero(groups == group).flatten()
         alike = (tokens[rows] == tokens[rows[0]]).all(dim=0)
         # EOT itself stays a row's own token, also where rows agree on every token.
         n_shared[rows] = torch.minimum(alike.long().cumprod(0).sum(), lengths[rows].min() - 1)
     batches = []
-    for length, shared in torch.stack([lengths, n_shared], dim=1).unique(dim=0).tolist():
+    kinds = torch.unique(torch.stack([lengths, n_shared], dim=1), dim=0)
+    for length, shared in kinds.tolist():
         rows = torch.nonzero((lengths == length) & (n_shared == shared)).flatten()
-        ids = tokens[rows, :length].to(net.positional_embedding.device)
-        heads, prefix = ids[:, :shared].unique(dim=0, return_inverse=True)
-        places = net.positional_embedding[:length]
-        own = net.token_embedding(ids[:, shared:]) + places[shared:]
-        batches.append(Batch(rows, own, net.token_embedding(heads) + places[:shared], prefix))
+        ids, places = tokens[rows, :length], net.positional_embedding[:length]
+        heads, prefix = torch.unique(ids[:, :shared], dim=0, return_inverse=True)
+        own = net.token_embedding(ids[:, shared:].to(places.device)) + places[shared:]
+        prefixes = net.token_embedding(heads.to(places.device)) + places[:shared]
+        batches.append(Batch(rows, own, prefixes, prefix))
     return batches
 
 
