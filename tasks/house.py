@@ -24,7 +24,7 @@ class Rules:
     labels: str
     gates: str
     neighbours: str | None = None
-    neighbours_per_target: int = 20
+    nearest: int = 20
     method: dict[str, Any] = field(default_factory=dict)
 
 

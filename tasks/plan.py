@@ -159,7 +159,7 @@ def _neighbours(run: Run, house: Rules, labels: pd.DataFrame, erased: Sequence[s
         families = set(known.loc[known["id"].isin(run.targets), "family"])
         found = sorted(known.loc[known["family"].isin(families), "id"])
     usable = [n for n in dict.fromkeys(found) if n in set(known["id"]) and n not in gone]
-    return tuple(usable[: house.neighbours_per_target * len(run.targets)])
+    return tuple(usable[: house.nearest])
 
 
 def _labels_sha256(folder: Path) -> str:
