@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# DVC keeps an index of tracked paths outside the repository unless told otherwise.
+export DVC_SITE_CACHE_DIR := $(CURDIR)/.slugline/dvc-site-cache
+export DVC_NO_ANALYTICS := 1
 
 .PHONY: demo test check install install-dev clean
 

@@ -36,7 +36,7 @@ COLOURS = {
     "cobalt": (40, 70, 225),
     "saffron": (235, 195, 30),
 }
-SHAPES = ("tile", "cross", "disc")
+SHAPES = ("tile", "cross", "ring")
 SEEN = tuple(f"{colour} {shape}" for colour, shape in itertools.product(COLOURS, SHAPES))
 UNSEEN = ("cobalt chevron", "saffron chevron")
 HANDS = ("etching", "gouache", "linocut", "woodcut")
@@ -87,7 +87,7 @@ def draw(name: str, hand: str, seed: int) -> bytes:
     r = rng.integers(8, 12)
     inside = {
         "tile": (abs(x) <= r) & (abs(y) <= r),
-        "disc": x**2 + y**2 <= r**2,
+        "ring": abs(x**2 + y**2 - r**2 + 16) <= 28,
         "cross": ((abs(x) <= 2) | (abs(y) <= 2)) & (abs(x) <= r) & (abs(y) <= r),
         "chevron": (abs(y - abs(x) + 4) <= 2) & (abs(x) <= r),
     }[shape]
