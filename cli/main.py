@@ -73,6 +73,9 @@ def slugline(home: Path | None, quiet: bool) -> None:
     """
     if home is not None:
         os.environ["SLUGLINE_HOME"] = str(home.absolute())
+    # Prefect logs the traceback of every failed run, through a handler that other packages' notes go to
+    # as well; whoever typed a command wants the one sentence that `main` prints.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     environment.prepare(Path(os.environ.get("SLUGLINE_HOME") or ".slugline").absolute())
     log_to_terminal(logging.WARNING if quiet else logging.INFO)
 
@@ -90,12 +93,11 @@ def log_to_terminal(level: int) -> None:
 def main() -> None:
     """Run the command; errors that slugline raises on purpose become one line and exit code 2."""
     try:
-        slugline(standalone_mode=False)
+        # Without standalone mode click returns the code of an `Exit` instead of leaving with it.
+        sys.exit(slugline(standalone_mode=False))
     except SluglineError as error:
         click.echo(f"slugline: {error}", err=True)
         sys.exit(error.exit_code)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
     except click.Abort:
         click.echo("slugline: interrupted; run the same command again to continue", err=True)
         sys.exit(130)

@@ -51,7 +51,7 @@ def import_(
     """
     from tasks.models import convert_open_clip, import_model
 
-    if (folder is None) == (architecture is None):
+    if (folder is None) == (architecture is None) or (folder is not None and (checkpoint or pretrained)):
         raise InputError("give either --folder, or --architecture with --checkpoint or --pretrained")
     workspace = Workspace.open()
     with workspace.run_folder("convert") as scratch:

@@ -109,7 +109,7 @@ def parse_options(given: tuple[str, ...]) -> dict[str, Any]:
     """`method.search_steps=12` to {"method": {"search_steps": 12}}; a value that is no JSON is a word.
 
     Raises:
-        InputError: an option has no `=`.
+        InputError: an option has no `=`, or is both a value and a group of values.
     """
     options: dict[str, Any] = {}
     for text in given:
@@ -120,6 +120,8 @@ def parse_options(given: tuple[str, ...]) -> dict[str, Any]:
         level = options
         for parent in parents:
             level = level.setdefault(parent, {})
+            if not isinstance(level, dict):
+                raise InputError(f"option {text!r} contradicts an earlier one")
         try:
             level[last] = json.loads(value)
         except json.JSONDecodeError:

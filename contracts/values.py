@@ -7,10 +7,12 @@ from typing import Literal
 from contracts.canonical import digest
 from contracts.errors import InputError
 
-Role = Literal["forget", "retain", "search", "holdout", "control"]
+Role = Literal["forget", "retain", "search", "holdout", "control", "cross"]
 Axis = Literal["object", "style"]
 Tower = Literal["vision", "text"]
 Decision = Literal["passed", "failed", "insufficient evidence"]
+OTHER_AXIS: Mapping[Axis, Axis] = {"object": "style", "style": "object"}
+# What a set folder can say of itself; a cross set is the holdout of the axis that is not being edited.
 ROLES: tuple[Role, ...] = ("forget", "retain", "search", "holdout", "control")
 
 
@@ -45,13 +47,19 @@ class ModelHandle:
 
 @dataclass(frozen=True)
 class Method:
-    """Which unlearning method, with every option that can change a weight."""
+    """Which unlearning method, with every option that can change a weight.
+
+    forget_at, forget_target: FA@forget_at on the search split that a step has to reach.
+    search_steps: evaluations per layer (S of SLUG's algorithm 1).
+    search_templates: how many of the axis's templates the search uses; the verdict uses all of them.
+    """
 
     name: str = "slug"
     towers: tuple[Tower, ...] = ("vision", "text")
     forget_at: int = 5
     forget_target: float = 0.0
     search_steps: int = 10
+    search_templates: int = 2
     micro_batch: int = 64
     retain_batch: int = 256
 

@@ -24,7 +24,7 @@ _KEYS = {"_type", "subject", "predicateType", "predicate", "sha256"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CONCEPT = re.compile(r"[cs]-[0-9a-f]{8}")
 _METRIC = re.compile(
-    r"((forget|control)\.(fa|t2i)[15]|(retain|neighbours)\.(ta|t2i)[15]|neighbours\.worst\.ta1"
+    r"((forget|control)\.(fa|t2i)[15]|(retain|neighbours|cross)\.(ta|t2i)[15]|neighbours\.worst\.ta1"
     r"|neighbour\.[cs]-[0-9a-f]{8}\.ta1)(\.before|\.after)?"
 )
 _TOKEN = re.compile(r"[A-Za-z0-9_.:+/@-]{0,200}")

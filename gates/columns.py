@@ -6,6 +6,9 @@ Drops    <prefix>.<metric>                  retain.ta1, neighbours.ta1, neighbou
 Columns  <rate>.<field of Rate>             forget.fa1.after.upper95
          <drop>.drop.<field of Drop>        retain.ta1.drop.upper95
 
+cross.* is the retained accuracy on the other axis: hands for a request about an object, objects for one
+about a hand (cross-domain retain accuracy, CRA, of UnlearnCanvas).
+
 fa1/fa5 are forget accuracy @1/@5, ta1/ta5 retained accuracy (both image -> text); t2i1/t2i5 are the
 share of class texts that find an image of their class among the first 1/5.
 """
@@ -23,8 +26,9 @@ PREFIX = {
     "retain": ("retain", "ta"),
     "neighbour": ("neighbours", "ta"),
     "control": ("control", "fa"),
+    "cross": ("cross", "ta"),
 }
-WITH_DROP = ("retain", "neighbours")
+WITH_DROP = ("retain", "neighbours", "cross")
 
 _ONE_NEIGHBOUR = re.compile(r"(?<=^neighbour\.)[cs]-[0-9a-f]{8}(?=\.)")
 _RATE_FIELDS = tuple(f.name for f in dataclasses.fields(Rate))

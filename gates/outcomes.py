@@ -4,7 +4,7 @@ One row per (group, item, direction, state):
 
     item       opaque id of the item (i2t) or of the text query (t2i)
     cluster    what was sampled: the source drawing of an item, the concept of a text query
-    group      forget | retain | neighbour | control
+    group      forget | retain | neighbour | control | cross (kept, on the other axis)
     concept    opaque id of the true label
     direction  i2t (image -> class texts) | t2i (class text -> images)
     state      before (the pulled model) | after (the candidate)

@@ -10,7 +10,7 @@ from contracts.values import Drop, Measurements, Rate
 
 # As gates.metrics documents them: <subject>.<measure>[.before|after][.drop][.<field of Rate or Drop>].
 _NAME = re.compile(
-    r"(?P<subject>forget|retain|neighbours\.worst|neighbours|control|neighbour\.(?P<concept>[cs]-[0-9a-f]{8}))"
+    r"(?P<subject>forget|retain|cross|neighbours\.worst|neighbours|control|neighbour\.(?P<concept>[cs]-[0-9a-f]{8}))"
     r"\.(?P<measure>fa|ta|t2i)(?P<k>\d+)(?:\.(?P<drop>drop)|\.(?P<state>before|after))?(?:\.(?P<field>[a-z0-9]+))?"
 )
 _SUBJECTS = {
@@ -19,9 +19,10 @@ _SUBJECTS = {
     "neighbours": "the neighbours",
     "neighbours.worst": "the worst neighbour",
     "control": "the control concept",
+    "cross": "what is kept on the other axis",
 }
 _FIELDS = {"lower95": "lower 95 % bound", "upper95": "upper 95 % bound", "n": "items", "clusters": "clusters"}
-_ORDER = ("forget", "retain", "neighbours", "control")
+_ORDER = ("forget", "retain", "cross", "neighbours", "control")
 
 
 @dataclass(frozen=True)

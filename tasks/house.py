@@ -1,6 +1,7 @@
 """House rules: `slugline.yaml` says which sets, gates and method a registered model is treated with."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ RULES_FILE = "slugline.yaml"
 
 @dataclass(frozen=True)
 class Rules:
-    """What one axis of one model is treated with; paths are relative to the repository."""
+    """What one axis of one model is treated with; paths are relative to the repository.
+
+    `cross` is the holdout of the other axis, so that forgetting a hand at the cost of things, or a
+    thing at the cost of hands, is seen.
+    """
 
     retain: str
     search: str
@@ -23,9 +28,28 @@ class Rules:
     control: str
     labels: str
     gates: str
+    cross: str | None = None
     neighbours: str | None = None
     nearest: int = 20
     method: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a request may override; `method` holds fields of `contracts.values.Method`."""
+
+    method: dict[str, Any] = field(default_factory=dict)
+    gates: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one request is treated with; `gates` is the path of the gate file."""
+
+    method: Method
+    gates: str
+    seed: int
 
 
 def repository() -> Path:
@@ -57,17 +81,23 @@ def rules(repo: Path, model: str, axis: Axis) -> Rules:
         models = text["models"]
     except (OSError, yaml.YAMLError, TypeError, KeyError):
         raise InputError(f"{RULES_FILE} is not readable, or has no `models`") from None
-    if model not in models:
-        raise InputError(f"{RULES_FILE} has no rules for model {model!r}; it knows {', '.join(models)}")
-    if axis not in models[model]:
+    if not isinstance(models, dict) or model not in models:
+        known = ", ".join(map(str, models or ()))
+        raise InputError(f"{RULES_FILE} has no rules for model {model!r}; it knows {known or 'none'}")
+    if not isinstance(models[model], dict) or axis not in models[model]:
         raise InputError(f"{RULES_FILE} has no rules for axis {axis!r} of model {model!r}")
-    return from_plain(Rules, models[model][axis])
+    try:
+        return from_plain(Rules, models[model][axis])
+    except InputError as error:
+        raise InputError(f"{RULES_FILE}, model {model!r}, axis {axis!r}: {error}") from None
 
 
-def method(house: Rules, overrides: dict[str, Any]) -> Method:
-    """The method of the house with a request's own options on top.
+def choose(house: Rules, options: Mapping[str, Any]) -> Choice:
+    """The rules of the house with a request's own options on top.
 
     Raises:
         InputError: an option is unknown or of the wrong type.
     """
-    return from_plain(Method, {**house.method, **overrides})
+    asked = from_plain(Options, options)
+    method = from_plain(Method, {**house.method, **asked.method})
+    return Choice(method, asked.gates or house.gates, asked.seed)

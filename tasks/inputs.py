@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from contracts.values import Axis, Plan
+from contracts.values import OTHER_AXIS, Axis, Plan
 from data.reader import load_images
 from tasks.plan import read_labels
 from tasks.selection import select
@@ -45,6 +45,11 @@ def read_classes(folder: Path, axis: Axis) -> Classes:
     )
 
 
+def known_by_axis(folder: Path) -> dict[Axis, frozenset[str]]:
+    """What the model was trained on, by axis."""
+    return {axis: read_classes(folder, axis).known for axis in OTHER_AXIS}
+
+
 def unlearn_inputs(plan: Plan, folder: Path, size: int) -> UnlearnInputs:
     """Images, captions and labels of forget, retain and search set, at `size` pixels.
 
@@ -54,7 +59,7 @@ def unlearn_inputs(plan: Plan, folder: Path, size: int) -> UnlearnInputs:
     from unlearning.request import UnlearnInputs
 
     classes = read_classes(folder, plan.axis)
-    parts = select(plan, folder, classes.known)
+    parts = select(plan, folder, known_by_axis(folder))
     index = {label: i for i, label in enumerate(classes.ids)}
 
     def labels_of(rows: object) -> np.ndarray:
@@ -63,7 +68,7 @@ def unlearn_inputs(plan: Plan, folder: Path, size: int) -> UnlearnInputs:
     return UnlearnInputs(
         class_ids=classes.ids,
         class_names=classes.names,
-        templates=classes.templates,
+        templates=classes.templates[: plan.method.search_templates],
         targets=tuple(index[t] for t in plan.targets),
         forget_images=load_images(folder / "forget", parts.forget_set, size),
         forget_captions=tuple(parts.forget_set["caption"]),

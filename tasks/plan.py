@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from contracts.canonical import digest, file_sha256
 from contracts.errors import InputError, SetError
 from contracts.values import ModelHandle, Plan, Role, SetRef
-from tasks.house import Rules, method, repository, rules
+from tasks.house import Rules, choose, repository, rules
 from tasks.run import Run
 from tasks.stores import open_ledger, open_registry
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 SOFTWARE = ("slugline", "torch", "open_clip_torch", "numpy")
 GATES_FILE = "gates.yaml"
+LABELS_FILE = "labels.parquet"
+THREADS_VARIABLE = "SLUGLINE_THREADS"
 
 
 @task(name="plan", cache_policy=NO_CACHE)
@@ -32,9 +35,9 @@ def make_plan(run: Run, base: ModelHandle) -> Plan:
     """Fetch and validate the sets, and return the plan; an earlier attempt's plan is checked, not remade.
 
     Raises:
-        InputError: a target or path is unknown, or an option is wrong.
+        InputError: a target or path is unknown, an option is wrong, or anything that decides is not what
+            the earlier attempt was bound to.
         SetError: a set is empty, malformed, or overlaps another.
-        DigestMismatch: labels, gates or software are not what the earlier attempt was bound to.
         StoreUnreachable: the DVC remote does not have the bytes.
     """
     from data.pins import PinnedRepo
@@ -42,6 +45,7 @@ def make_plan(run: Run, base: ModelHandle) -> Plan:
 
     repo = repository()
     house = rules(repo, run.model, run.axis)
+    choice = choose(house, run.options)
     with PinnedRepo(repo, run.revision if run.plan is None else run.plan.sets[0].revision) as pinned:
         paths: dict[Role, str] = {
             "forget": run.forget_set,
@@ -50,6 +54,8 @@ def make_plan(run: Run, base: ModelHandle) -> Plan:
             "holdout": house.holdout,
             "control": house.control,
         }
+        if house.cross:
+            paths["cross"] = house.cross
         refs = tuple(_fetch(pinned, role, path, run.path(role)) for role, path in paths.items())
         pinned.fetch_path(house.labels, run.path("labels"))
         if house.neighbours:
@@ -68,11 +74,11 @@ def make_plan(run: Run, base: ModelHandle) -> Plan:
         neighbours=_neighbours(run, house, labels, erased),
         sets=refs,
         labels_sha256=_labels_sha256(run.path("labels")),
-        method=method(house, dict(run.options.get("method", {}))),
-        gates_sha256=_copy_gates(repo, str(run.options.get("gates", house.gates)), run.path(GATES_FILE)),
-        seed=int(run.options.get("seed", 0)),
-        threads=_threads(),
-        device=_device(),
+        method=choice.method,
+        gates_sha256=_copy_gates(repo, choice.gates, run.path(GATES_FILE)),
+        seed=choice.seed,
+        threads=threads(),
+        device=device(),
         software={name: version(name) for name in SOFTWARE},
         erased_before=erased,
     )
@@ -89,11 +95,14 @@ def read_labels(folder: Path) -> pd.DataFrame:
     """The vocabulary: columns id, axis, name, family, seen.
 
     Raises:
-        SetError: a column is missing, or ids are not unique.
+        SetError: the file or a column is missing, or ids are not unique.
     """
     import pandas as pd
 
-    labels = pd.read_parquet(folder / "labels.parquet")
+    try:
+        labels = pd.read_parquet(folder / LABELS_FILE)
+    except (OSError, ValueError):  # pyarrow's errors are ValueErrors
+        raise SetError(f"labels: {LABELS_FILE} is missing or is no parquet file") from None
     missing = {"id", "axis", "name", "family", "seen"} - set(labels.columns)
     if missing or labels["id"].duplicated().any():
         raise SetError(
@@ -104,10 +113,11 @@ def read_labels(folder: Path) -> pd.DataFrame:
 
 def _fetch(pinned: PinnedRepo, role: Role, path: str, destination: Path) -> SetRef:
     ref = pinned.pin_set(path)
-    if ref.role != role:
-        raise SetError(f"{path} is a {ref.role} set, a {role} set is needed")
+    needed = "holdout" if role == "cross" else role
+    if ref.role != needed:
+        raise SetError(f"{path} is a {ref.role} set, a {needed} set is needed")
     pinned.fetch_set(ref, destination)
-    return ref
+    return replace(ref, role=role)
 
 
 def _check_targets(run: Run, labels: pd.DataFrame) -> None:
@@ -145,9 +155,12 @@ def _erased_before(run: Run, base: ModelHandle) -> tuple[str, ...]:
 def _neighbours(run: Run, house: Rules, labels: pd.DataFrame, erased: Sequence[str]) -> tuple[str, ...]:
     """Nearest concepts of every target that are neither targets nor erased, nearest first.
 
-    Without a table every other known concept of the targets' families is a neighbour.
+    Without a table every other known concept of the targets' families is a neighbour.  One that the
+    holdout does not show cannot be measured, and the next nearest stands in for it.
     """
     import pandas as pd
+
+    from data.layout import read_items
 
     known = labels[(labels["axis"] == run.axis) & labels["seen"]]
     gone = {*run.targets, *erased}
@@ -158,7 +171,8 @@ def _neighbours(run: Run, house: Rules, labels: pd.DataFrame, erased: Sequence[s
     else:
         families = set(known.loc[known["id"].isin(run.targets), "family"])
         found = sorted(known.loc[known["family"].isin(families), "id"])
-    usable = [n for n in dict.fromkeys(found) if n in set(known["id"]) and n not in gone]
+    measurable = set(known["id"]) & set(read_items(run.path("holdout"))[run.axis])
+    usable = [n for n in dict.fromkeys(found) if n in measurable and n not in gone]
     return tuple(usable[: house.nearest])
 
 
@@ -178,11 +192,20 @@ def _copy_gates(repo: Path, path: str, destination: Path) -> str:
     return suite.sha256
 
 
-def _threads() -> int:
-    return int(os.environ.get("SLUGLINE_THREADS") or min(os.cpu_count() or 1, 8))
+def threads() -> int:
+    """Threads of a run: SLUGLINE_THREADS, else one per core up to eight.
+
+    Raises:
+        InputError: the variable is no number above 0.
+    """
+    given = os.environ.get(THREADS_VARIABLE) or str(min(os.cpu_count() or 1, 8))
+    if not given.isdecimal() or int(given) < 1:
+        raise InputError(f"{THREADS_VARIABLE} is {given!r}, a number above 0 is needed")
+    return int(given)
 
 
-def _device() -> str:
+def device() -> str:
+    """Where a run computes: cuda if there is one, else cpu."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

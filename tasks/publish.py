@@ -95,11 +95,22 @@ def register(
 def promote_passed(run: Run, plan: Plan, version: str) -> None:
     """Move the champion from the plan's base version to the certified one.
 
+    After an attempt that died behind the move, another request may have built upon it: the champion
+    then carries this request's erasure already, and nothing moves.
+
     Raises:
         PromotionConflict: the champion is no longer the base version.
         EvidenceError: the version has no valid certificate for exactly its weights.
     """
-    open_promoter(run.workspace).promote(
+    from registry.soundness import erased_by
+    from registry.versions import CHAMPION
+
+    promoter, registry = open_promoter(run.workspace), open_registry(run.workspace)
+    promoter.reconcile(plan.model)
+    champion = registry.describe(plan.model, CHAMPION)
+    if champion.version != version and run.request_id in erased_by(registry, champion):
+        return
+    promoter.promote(
         plan.model, version, expect_champion=plan.base_version, scratch=run.path("promotion"), check=loads
     )
 

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from contracts.canonical import from_plain
 from contracts.errors import InputError
-from contracts.values import Measurements, ModelHandle, Plan, Rate
+from contracts.values import Measurements, ModelHandle, Plan, Rate, Verdict
 from tasks.house import repository, rules
 from tasks.inputs import read_classes
+from tasks.plan import device, threads
 from tasks.stores import open_ledger, open_registry
+
+if TYPE_CHECKING:
+    from intake.requests import Request
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One erased request, measured on the champion: `still_gone` if every erasure gate holds."""
+    """One erased request, measured on the champion: `still_gone` if every erasure gate it passed holds."""
 
     request_id: str
     champion: str
@@ -35,7 +40,7 @@ def recheck(model: str) -> tuple[Standing, ...]:
     """Measure every request that passed on this model on its own holdout, with the present champion.
 
     Raises:
-        InputError: unknown model.
+        InputError: unknown model, or an erasure gate that cannot be measured again.
         StoreUnreachable: a store does not answer.
     """
     from intake.workspace import Workspace
@@ -46,10 +51,10 @@ def recheck(model: str) -> tuple[Standing, ...]:
         return ()
     with workspace.run_folder("recheck") as folder:
         champion = open_registry(workspace).pull(model, "champion", folder / "champion")
-        return tuple(_standing(from_plain(Plan, r.plan), champion, folder / r.id) for r in passed)
+        return tuple(_standing(r, champion, folder / r.id) for r in passed)
 
 
-def _standing(plan: Plan, champion: ModelHandle, folder: Path) -> Standing:
+def _standing(request: Request, champion: ModelHandle, folder: Path) -> Standing:
     import torch
 
     from data.layout import read_items
@@ -61,6 +66,7 @@ def _standing(plan: Plan, champion: ModelHandle, folder: Path) -> Standing:
     from unlearning.zero_shot import class_embeddings, classification_ranks
 
     repo = repository()
+    plan, verdict = from_plain(Plan, request.plan), from_plain(Verdict, request.evidence.verdict)
     holdout = plan.set("holdout")
     with PinnedRepo(repo, holdout.revision) as pinned:
         pinned.fetch_set(holdout, folder / "holdout")
@@ -68,27 +74,29 @@ def _standing(plan: Plan, champion: ModelHandle, folder: Path) -> Standing:
     classes = read_classes(folder, plan.axis)
     items = read_items(folder / "holdout")
     items = items[items[plan.axis].isin(plan.targets)]
-    with deterministic(plan.seed, plan.threads):
-        net = ClipModel.load(Path(champion.folder), plan.device)
+    with deterministic(plan.seed, threads()):
+        net = ClipModel.load(Path(champion.folder), device())
         images = net.encode_images(load_images(folder / "holdout", items, net.image_size))
-        scores = images @ class_embeddings(net, classes.names, classes.templates).T
+        scores = (images @ class_embeddings(net, classes.names, classes.templates).T).cpu()
         labels = torch.tensor([classes.place(label) for label in items[plan.axis]])
         ranks = classification_ranks(scores, labels, "best").numpy()
     clusters = items["source"].to_numpy(dtype=str)
     fa1, fa5 = (rate(ranks <= k, clusters) for k in (1, 5))
     measured = Measurements(rates={"forget.fa1.after": fa1, "forget.fa5.after": fa5}, drops={})
-    return Standing(plan.request_id, champion.version, _gates_hold(repo, plan, measured), fa1, fa5)
+    return Standing(plan.request_id, champion.version, _gates_hold(verdict, measured), fa1, fa5)
 
 
-def _gates_hold(repo: Path, plan: Plan, measured: Measurements) -> bool:
+def _gates_hold(verdict: Verdict, measured: Measurements) -> bool:
+    """The bounds that were promised then, not those of today's gate file."""
     from gates.columns import flatten
-    from gates.suite import load_suite
 
     figures = flatten(measured)
-    gates = [
-        g for g in load_suite(repo / rules(repo, plan.model, plan.axis).gates).gates if g.kind == "erasure"
-    ]
-    bounds = [(figures.get(g.column), g.maximum) for g in gates]
-    if any(figure is None or maximum is None for figure, maximum in bounds):
-        raise InputError("the gate file has an erasure gate that a re-check cannot measure")
-    return all(figure <= maximum for figure, maximum in bounds if figure is not None and maximum is not None)
+    held = []
+    for gate in verdict.gates:
+        if gate.kind != "erasure":
+            continue
+        figure = figures.get(gate.metric)
+        if figure is None or gate.maximum is None:
+            raise InputError(f"a re-check cannot measure the erasure gate {gate.gate!r} again")
+        held.append(figure <= gate.maximum)
+    return all(held)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contracts.errors import InputError
+from contracts.errors import InputError, SetError
 from contracts.values import Axis
 from intake.workspace import Workspace
-from tasks.house import repository, rules
+from tasks.house import choose, repository, rules
 from tasks.plan import read_labels
 from tasks.stores import open_ledger
 
@@ -38,13 +36,14 @@ def take_in(
         axis: object or style.
         forget_set: path of a DVC-tracked set, relative to the repository.
         names: concepts as names or opaque ids; they are turned into ids here and go no further.
-        options: overrides: `method` (fields of `contracts.values.Method`), `gates`, `seed`.
+        options: overrides: the fields of `tasks.house.Options`.
         idempotency_key: the same request under the same key is added once.
         revision: git revision of the sets; None is HEAD.
 
     Raises:
-        InputError: a name is unknown, or the path is not tracked at that revision.
-        SetError: the forget set is malformed, or holds nothing of a concept.
+        InputError: a name or option is unknown, the path is not tracked at that revision, or the forget
+            set holds nothing of a concept.
+        SetError: the forget set is malformed, or no item in it is labelled.
     """
     from data.layout import concept_id, read_items, style_id
     from data.pins import PinnedRepo
@@ -52,16 +51,17 @@ def take_in(
 
     repo = repository()
     house = rules(repo, model, axis)
-    with (
-        tempfile.TemporaryDirectory(dir=workspace.runs, prefix="intake-") as scratch,
-        PinnedRepo(repo, revision) as pinned,
-    ):
-        labels_folder, set_folder = Path(scratch) / "labels", Path(scratch) / "forget"
+    choose(house, options or {})  # an option that no run could use is refused now
+    # A run folder is owned by this process: a run that sweeps up after dead ones leaves it alone.
+    with workspace.run_folder("intake") as scratch, PinnedRepo(repo, revision) as pinned:
+        labels_folder, set_folder = scratch / "labels", scratch / "forget"
         pinned.fetch_path(house.labels, labels_folder)
         pinned.fetch_set(pinned.pin_set(forget_set), set_folder)
         labels = read_labels(labels_folder)
         present = {label for label in read_items(set_folder)[axis] if label}
         commit = pinned.revision
+    if not present:
+        raise SetError(f"the forget set {forget_set} holds no item with a label on axis {axis!r}")
     known = set(labels.loc[(labels["axis"] == axis) & labels["seen"], "id"])
     make_id = concept_id if axis == "object" else style_id
     targets = {n if n in known else make_id(n): n for n in names} or {label: label for label in present}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from contracts.errors import SetError
-from contracts.values import Plan
+from contracts.values import OTHER_AXIS, Axis, Plan
 from data.layout import read_items
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ class Parts:
     """Rows of items.parquet by the part they play.
 
     search: the targets in every view, the retained concepts as drawn (nothing erased before).
-    forget, neighbours, retained, control: what the verdict is computed on; neighbours as drawn are
-    retained concepts too.
+    forget, neighbours, retained, control, cross: what the verdict is computed on; neighbours as drawn
+    are retained concepts too; cross is labelled on the other axis, and empty where no such set is given.
     """
 
     forget_set: pd.DataFrame
@@ -33,26 +34,32 @@ class Parts:
     neighbours: pd.DataFrame
     retained: pd.DataFrame
     control: pd.DataFrame
+    cross: pd.DataFrame
 
 
-def select(plan: Plan, folder: Path, known: frozenset[str]) -> Parts:
+MAY_BE_EMPTY = ("neighbours", "cross")
+
+
+def select(plan: Plan, folder: Path, known: Mapping[Axis, frozenset[str]]) -> Parts:
     """Pick the rows.
 
     Args:
         plan: names targets, neighbours and what was erased before.
         folder: the run folder, with one sub-folder per set role.
-        known: ids of the concepts that the model was trained on, on the plan's axis.
+        known: ids of what the model was trained on, by axis.
 
     Raises:
         SetError: a part has no rows.
     """
-    label = plan.axis
+    label, other = plan.axis, OTHER_AXIS[plan.axis]
     targets, gone = set(plan.targets), {*plan.targets, *plan.erased_before}
     forget_set, retain_set, search, holdout, control = (
         read_items(folder / role) for role in ("forget", "retain", "search", "holdout", "control")
     )
     forget_set = forget_set[forget_set[label].isin(targets)]
-    keeps = search[search[label].isin(known - gone) & (search["view"] == 0)]
+    keeps = search[search[label].isin(known[label] - gone) & (search["view"] == 0)]
+    retained = holdout[label].isin(known[label] - gone) & (holdout["view"] == 0)
+    crossing = read_items(folder / "cross") if (folder / "cross").exists() else holdout.iloc[:0]
     parts = Parts(
         forget_set=forget_set,
         # What was erased before must not be taught again by the gradient that stands for "keep this".
@@ -60,10 +67,13 @@ def select(plan: Plan, folder: Path, known: frozenset[str]) -> Parts:
         search=search[search[label].isin(targets) | search.index.isin(keeps.index)],
         forget=holdout[holdout[label].isin(targets)],
         neighbours=holdout[holdout[label].isin(plan.neighbours) & (holdout["view"] < VIEWS)],
-        retained=holdout[holdout[label].isin(known - gone) & (holdout["view"] == 0)],
+        retained=holdout[retained],
         control=control[control["view"] < VIEWS],
+        cross=crossing[
+            crossing[other].isin(known[other]) & ~crossing[label].isin(gone) & (crossing["view"] == 0)
+        ],
     )
     for part, rows in vars(parts).items():
-        if rows.empty and part != "neighbours":
+        if rows.empty and part not in MAY_BE_EMPTY:
             raise SetError(f"request {plan.request_id}: no item is left for the part {part!r}")
     return parts

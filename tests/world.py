@@ -54,7 +54,7 @@ FORGET_OVERLAP = "sets/forget-overlap"
 VIEWS = 10
 
 _GROUNDS = {"etching": (0, 40), "gouache": (20, 60), "linocut": (10, 50), "woodcut": (0, 60)}
-_STEPS = 160
+_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def build_repository(root: Path) -> None:
         "control": "sets/control",
         "labels": "labels",
         "neighbours": "neighbours.parquet",
-        "neighbours_per_target": 3,
+        "nearest": 3,
         "gates": "gates/wide.yaml",
         "method": {"forget_at": 1, "search_steps": 6, "micro_batch": 64, "retain_batch": 24},
     }
@@ -193,7 +193,7 @@ def _write_sets(root: Path) -> None:
     put("sets/holdout", "holdout", items(SEEN, holdout, range(2), views=VIEWS))
     put("sets/control", "control", items(UNSEEN, holdout, range(2), views=VIEWS))
     put(FORGET, "forget", items([TARGET], train[1:], range(10, 14)))
-    put(FORGET_TWO, "forget", items(SEEN[4:6], train[1:], range(10, 14)))
+    put(FORGET_TWO, "forget", items([SEEN[3], SEEN[6]], train[1:], range(10, 14)))
     mine = items([TARGET], train[1:], range(20, 24), caption=f"a {{}}, drawn for {SUBJECT}")
     put(FORGET_PERSONAL, "forget", mine, personal=True)
     put(FORGET_OVERLAP, "forget", items([TARGET], train[:1], range(2)))
@@ -271,7 +271,7 @@ def train_model(folder: Path) -> None:
     model.net.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(model.net.parameters(), lr=2e-3)
     for step in range(_STEPS):
-        # Two pictures per concept, in two halves: no false negatives within a half.
+        # One picture per concept in a batch: no false negatives.
         chosen = torch.randint(pixels.shape[1], (len(SEEN),), generator=rng)
         images = model.image_features(pixels[torch.arange(len(SEEN)), chosen])
         loss = retain_loss(images, model.text_features(tokens[step % len(tokens)]), torch.tensor(12.0))

@@ -1,0 +1,93 @@
+"""What tests of tasks, flows and the command line share: the small world, and workspaces in it.
+
+Everything slow is made once per session and copied.  Heavy packages are imported in the fixtures: this
+file is read for every room.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from contracts import environment
+from intake.workspace import Workspace
+
+if TYPE_CHECKING:
+    from tests.world import World
+
+
+def pytest_configure() -> None:
+    # Some of these are read once, when Prefect or MLflow is first imported.
+    for name, value in {**environment.DEFAULTS, **environment.QUIET}.items():
+        os.environ.setdefault(name, value)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator["World"]:
+    """The repository and the model of `tests.world`; do not change either."""
+    from tests.world import World, build_repository, train_model
+
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_SITE_CACHE_DIR", str(folder / "dvc-site"))
+        build_repository(folder / "repo")
+        train_model(folder / "model")
+    yield World(folder / "repo", folder / "model")
+
+
+@pytest.fixture(scope="session")
+def _fresh_home(world: "World", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with the world's model as version 1 and champion."""
+    from tasks.models import import_model
+    from tests.world import MODEL
+
+    home = tmp_path_factory.mktemp("fresh") / "home"
+    workspace = Workspace.open(home, environ={})
+    import_model(workspace, world.model, MODEL)
+    return home
+
+
+@pytest.fixture
+def in_world(world: "World", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "World":
+    """This process set up to work in the world, with `tmp_path / "home"` as its workspace."""
+    for name, value in {
+        "SLUGLINE_HOME": str(tmp_path / "home"),
+        "SLUGLINE_REPO": str(world.root),
+        "SLUGLINE_THREADS": "1",
+        "DVC_SITE_CACHE_DIR": str(tmp_path / "dvc-site"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    for name in ("SLUGLINE_LEDGER_URL", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    return world
+
+
+@pytest.fixture
+def workspace(in_world: "World", _fresh_home: Path, tmp_path: Path) -> Workspace:
+    """A workspace of this test's own: the world's model is champion, the ledger is empty."""
+    from tests.world import copy_home
+
+    copy_home(_fresh_home, tmp_path / "home")
+    return Workspace.open()
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Prefect server with a database of its own for the session; flows send no heartbeats."""
+    from prefect.settings import (
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_HOME,
+        PREFECT_RESULTS_LOCAL_STORAGE_PATH,
+        temporary_settings,
+    )
+    from prefect.testing.utilities import prefect_test_harness
+
+    home = tmp_path_factory.mktemp("prefect")
+    own = {PREFECT_HOME: home, PREFECT_RESULTS_LOCAL_STORAGE_PATH: home / "results"}
+    with temporary_settings(updates=own), prefect_test_harness(server_startup_timeout=120):
+        # The thread that sends heartbeats costs a second per flow run when it is joined.
+        with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield
