@@ -49,31 +49,56 @@ def measure(run: Run, plan: Plan, base: ModelHandle, candidate: Candidate) -> Me
         SetError, DigestMismatch: an image is missing, changed or not decodable.
         EvidenceError: the outcomes contradict each other.
     """
-    import pandas as pd
-
-    from gates.metrics import measure as rates_and_drops
     from unlearning.determinism import deterministic
     from unlearning.families.clip import ClipModel
 
-    folder = Path(run.folder)
+    with deterministic(plan.seed, plan.threads):
+        original, edited = (ClipModel.load(Path(m.folder), plan.device) for m in (base, candidate))
+        found = measured(plan, Path(run.folder), original, edited, {e.tower for e in candidate.edits})
+    found.outcomes.to_parquet(run.path(OUTCOMES_FILE), index=False)
+    run.path(RETRIEVALS_FILE).write_text(json.dumps(found.retrievals), encoding="utf-8")
+    return found.figures
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Figures, the item-level table behind them (`gates.outcomes`), and a few retrievals in ids."""
+
+    figures: Measurements
+    outcomes: pd.DataFrame
+    retrievals: list[dict[str, Any]]
+
+
+def measured(
+    plan: Plan, folder: Path, original: ClipModel, edited: ClipModel, towers: set[Tower]
+) -> Measured:
+    """Compare two models on everything held out.
+
+    Args:
+        plan: axis, targets, neighbours, what was erased before.
+        folder: holds one sub-folder per set role, and the labels.
+        original: the base model.
+        edited: the candidate.
+        towers: which of its towers hold an edited tensor.
+    """
+    import pandas as pd
+
+    from gates.metrics import measure as rates_and_drops
+
     classes = {axis: read_classes(folder, axis) for axis in OTHER_AXIS}
     parts = select(plan, folder, {axis: known.known for axis, known in classes.items()})
-    with deterministic(plan.seed, plan.threads):
-        original = ClipModel.load(Path(base.folder), plan.device)
-        rows, pixels = _measured_rows(parts, folder, original.image_size)
-        before = Features(original.encode_images(pixels), _class_embeddings(original, classes))
-        edited = ClipModel.load(Path(candidate.folder), plan.device)
-        after = _after(edited, before, pixels, classes, {e.tower for e in candidate.edits})
-        states = {"before": before, "after": after}
-        table = pd.concat(
-            [outcomes(told, rows, parts, classes, plan, state) for state, told in states.items()],
-            ignore_index=True,
-        )
-    table.to_parquet(folder / OUTCOMES_FILE, index=False)
+    rows, pixels = _measured_rows(parts, folder, original.image_size)
+    before = Features(original.encode_images(pixels), _class_embeddings(original, classes))
+    states = {"before": before, "after": _after(edited, before, pixels, classes, towers)}
+    table = pd.concat(
+        [outcomes(told, rows, parts, classes, plan, state) for state, told in states.items()],
+        ignore_index=True,
+    )
     scores = {state: told.scores(plan.axis) for state, told in states.items()}
     own = rows[~rows["id"].isin(parts.cross["id"])]
-    _write_retrievals(scores, own, classes[plan.axis], plan, folder / RETRIEVALS_FILE)
-    return rates_and_drops(table, seed=plan.seed)
+    return Measured(
+        rates_and_drops(table, seed=plan.seed), table, _retrievals(scores, own, classes[plan.axis], plan)
+    )
 
 
 def _measured_rows(parts: Parts, folder: Path, size: int) -> tuple[pd.DataFrame, Any]:
@@ -105,14 +130,14 @@ def _after(
     )
 
 
-def _write_retrievals(
-    states: dict[str, Tensor], rows: pd.DataFrame, classes: Classes, plan: Plan, path: Path
-) -> None:
+def _retrievals(
+    states: dict[str, Tensor], rows: pd.DataFrame, classes: Classes, plan: Plan
+) -> list[dict[str, Any]]:
     """First answers for a few targets, a neighbour and a retained concept; item ids and class ids only."""
     drawn = rows[rows["view"] == 0].reset_index()
     retained = [i for i in drawn[plan.axis] if i in classes.known and i not in plan.targets]
     asked = [*plan.targets[:3], *plan.neighbours[:1], *[i for i in retained if i not in plan.neighbours][:1]]
-    found = []
+    found: list[dict[str, Any]] = []
     for label in asked:
         own = drawn[drawn[plan.axis] == label]
         if own.empty:
@@ -136,7 +161,7 @@ def _write_retrievals(
                 **{s: _top(scores[where, column], drawn["id"].tolist()) for s, scores in states.items()},
             }
         )
-    path.write_text(json.dumps(found), encoding="utf-8")
+    return found
 
 
 def _top(scores: Tensor, ids: list[str]) -> list[tuple[str, float]]:

@@ -5,7 +5,6 @@ file is read for every room.
 """
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from contracts import environment
 from intake.workspace import Workspace
 
 if TYPE_CHECKING:
-    from tests.world import World
+    from tests.world import Done, World
 
 
 def pytest_configure() -> None:
@@ -39,38 +38,57 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator["World"]:
 
 
 @pytest.fixture(scope="session")
-def _fresh_home(world: "World", tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with the world's model as version 1 and champion."""
+def fresh_home(world: "World", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with the world's model as version 1 and champion; copy it."""
     from tasks.models import import_model
     from tests.world import MODEL
 
     home = tmp_path_factory.mktemp("fresh") / "home"
-    workspace = Workspace.open(home, environ={})
-    import_model(workspace, world.model, MODEL)
+    import_model(Workspace.open(home, environ={}), world.model, MODEL)
     return home
+
+
+@pytest.fixture(scope="session")
+def done(
+    world: "World", fresh_home: Path, prefect_server: None, tmp_path_factory: pytest.TempPathFactory
+) -> "Done":
+    """One request carried through, undisturbed; copy its home."""
+    from flows.unlearn import unlearn
+    from tasks.requests import take_in
+    from tests.world import FORGET, MODEL, Done, copy_home, work_in
+
+    home = tmp_path_factory.mktemp("done") / "home"
+    copy_home(fresh_home, home)
+    with pytest.MonkeyPatch.context() as patch:
+        work_in(patch, world, home)
+        request = take_in(Workspace.open(), MODEL, "object", FORGET, idempotency_key="undisturbed")
+        return Done(home, request.id, unlearn(request.id))
 
 
 @pytest.fixture
 def in_world(world: "World", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "World":
     """This process set up to work in the world, with `tmp_path / "home"` as its workspace."""
-    for name, value in {
-        "SLUGLINE_HOME": str(tmp_path / "home"),
-        "SLUGLINE_REPO": str(world.root),
-        "SLUGLINE_THREADS": "1",
-        "DVC_SITE_CACHE_DIR": str(tmp_path / "dvc-site"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    for name in ("SLUGLINE_LEDGER_URL", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
+    from tests.world import work_in
+
+    work_in(monkeypatch, world, tmp_path / "home")
     return world
 
 
 @pytest.fixture
-def workspace(in_world: "World", _fresh_home: Path, tmp_path: Path) -> Workspace:
+def workspace(in_world: "World", fresh_home: Path) -> Workspace:
     """A workspace of this test's own: the world's model is champion, the ledger is empty."""
     from tests.world import copy_home
 
-    copy_home(_fresh_home, tmp_path / "home")
+    copy_home(fresh_home, Path(os.environ["SLUGLINE_HOME"]))
+    return Workspace.open()
+
+
+@pytest.fixture
+def done_workspace(in_world: "World", done: "Done") -> Workspace:
+    """A workspace of this test's own in which the request of `done` has passed: champion 2, previous 1."""
+    from tests.world import copy_home
+
+    copy_home(done.home, Path(os.environ["SLUGLINE_HOME"]))
     return Workspace.open()
 
 

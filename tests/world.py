@@ -12,6 +12,7 @@ import json
 import shutil
 import sqlite3
 import subprocess
+import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import yaml
 from PIL import Image
 
@@ -66,8 +68,6 @@ class World:
 
     def pictures(self, path: str) -> list[bytes]:
         """The encoded pictures of a set, as its tars hold them."""
-        import tarfile
-
         found = []
         for shard in sorted((self.root / path).glob("*.tar")):
             with tarfile.open(shard) as tar:
@@ -77,6 +77,25 @@ class World:
     def captions(self, path: str) -> set[str]:
         """The captions of a set."""
         return set(pd.read_parquet(self.root / path / ITEMS_FILE)["caption"])
+
+
+@dataclass(frozen=True)
+class Done:
+    """A workspace in which one request was carried through, and what the flow returned."""
+
+    home: Path
+    request_id: str
+    result: dict[str, Any]
+
+
+def work_in(patch: pytest.MonkeyPatch, world: World, home: Path) -> None:
+    """Point this process at the world's repository and a workspace."""
+    patch.setenv("SLUGLINE_HOME", str(home))
+    patch.setenv("SLUGLINE_REPO", str(world.root))
+    patch.setenv("SLUGLINE_THREADS", "1")
+    patch.setenv("DVC_SITE_CACHE_DIR", str(home.parent / "dvc-site"))
+    for name in ("SLUGLINE_LEDGER_URL", "MLFLOW_TRACKING_URI"):
+        patch.delenv(name, raising=False)
 
 
 def draw(name: str, hand: str, seed: int) -> bytes:

@@ -1,0 +1,150 @@
+"""How often does the method pass its gates?  `python -m bench.survey --concepts 40 --json`
+
+Concepts are drawn by seed from the vocabulary, never picked: each is forgotten by itself, from the same
+base model, and judged by the gates of slugline.yaml on the holdout hands.  Nothing is registered.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from contracts.values import Axis, Measurements, Method, Plan, Verdict
+from tasks.house import choose, repository, rules
+from tasks.inputs import read_classes, unlearn_inputs
+from tasks.measure import measured
+
+MODEL = "emoji-clip"
+SETS = ("retain", "search", "holdout", "control", "cross")
+
+
+def main() -> None:
+    """Survey seeded single concepts and print a table, or JSON with every figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--concepts", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--axis", choices=("object", "style"), default="object")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--method", default="{}", help="overrides as JSON, for example '{\"forget_at\": 1}'")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows = list(
+        survey(options.concepts, options.seed, options.axis, options.threads, json.loads(options.method))
+    )
+    counts = Counter(row["verdict"] for row in rows)
+    if options.json:
+        print(json.dumps({"verdicts": counts, "median_drop": _median(rows), "rows": rows}, indent=2))
+    else:
+        print(f"{len(rows)} requests: {dict(counts)}; median TA@1 drop {100 * _median(rows):.1f} points")
+
+
+def survey(
+    count: int, seed: int, axis: Axis, threads: int, overrides: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """One row per concept: verdict, the gates that failed, and the headline figures."""
+    from unlearning.families.clip import ClipModel
+
+    repo = repository()
+    house = rules(repo, MODEL, axis)
+    paths = {
+        **{role: getattr(house, role) for role in SETS},
+        "forget": "data/sets/pool",
+        "labels": house.labels,
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for role, path in paths.items():
+            (folder / role).symlink_to(repo / path)
+        known = sorted(read_classes(folder, axis).known)
+        chosen = np.random.default_rng(seed).choice(known, min(count, len(known)), replace=False).tolist()
+        reference = repo / "data/models/reference"
+        base = ClipModel.load(reference)
+        for position, concept in enumerate(chosen, start=1):
+            plan = _plan(repo, axis, concept, choose(house, {"method": overrides}).method, threads)
+            began = monotonic()
+            row = {"concept": concept, **_forget(plan, folder, reference, base, repo / house.gates)}
+            print(f"{position}/{len(chosen)} {row['verdict']} {monotonic() - began:.1f} s", file=sys.stderr)
+            yield row
+
+
+def _plan(repo: Path, axis: Axis, concept: str, how: Method, threads: int) -> Plan:
+    import pandas as pd
+
+    table = pd.read_parquet(repo / "data/neighbours/neighbours.parquet")
+    near = table[table["concept"] == concept].sort_values("rank")["neighbour"]
+    labels = _known(repo, axis)
+    return Plan(
+        request_id="bench",
+        model=MODEL,
+        base_version="1",
+        base_weights_sha256="",
+        axis=axis,
+        targets=(concept,),
+        neighbours=tuple(n for n in near if n in labels),
+        sets=(),
+        labels_sha256="",
+        method=how,
+        gates_sha256="",
+        seed=0,
+        threads=threads,
+        device="cpu",
+        software={},
+    )
+
+
+def _known(repo: Path, axis: Axis) -> frozenset[str]:
+    """Ids of the classes that the reference model was trained on."""
+    import pandas as pd
+
+    labels = pd.read_parquet(repo / "data/labels/labels.parquet")
+    return frozenset(labels.loc[labels["seen"] & (labels["axis"] == axis), "id"])
+
+
+def _forget(plan: Plan, folder: Path, reference: Path, base: Any, gates: Path) -> dict[str, Any]:
+    from gates.runner import run_suite
+    from gates.suite import load_suite
+    from unlearning.determinism import deterministic
+    from unlearning.families.clip import ClipModel
+    from unlearning.slug import unlearn
+
+    with deterministic(plan.seed, plan.threads):
+        edited = ClipModel.load(reference)
+        outcome = unlearn(edited, unlearn_inputs(plan, folder, edited.image_size), plan.method)
+        figures = measured(plan, folder, base, edited, {e.tower for e in outcome.edits}).figures
+    verdict = run_suite(load_suite(gates), figures).verdict
+    return _row(figures, verdict, [e.layer for e in outcome.edits])
+
+
+def _row(figures: Measurements, verdict: Verdict, layers: list[str]) -> dict[str, Any]:
+    before, after, kept = (
+        figures.rates["forget.fa1.before"],
+        figures.rates["forget.fa1.after"],
+        figures.drops["retain.ta1"],
+    )
+    return {
+        "verdict": verdict.decision,
+        "missed": [g.gate for g in verdict.gates if g.result != "passed"],
+        "layers": layers,
+        "fa1_before": before.estimate,
+        "fa1_after": after.estimate,
+        "fa5_after": figures.rates["forget.fa5.after"].estimate,
+        "ta1_before": kept.before,
+        "ta1_after": kept.after,
+        "ta1_drop_upper95": kept.upper95,
+        "neighbours_drop_upper95": figures.drops["neighbours.ta1"].upper95,
+    }
+
+
+def _median(rows: list[dict[str, Any]]) -> float:
+    return float(np.median([row["ta1_before"] - row["ta1_after"] for row in rows]))
+
+
+if __name__ == "__main__":
+    main()
