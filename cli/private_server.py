@@ -22,6 +22,7 @@ NAMED_TIMEOUT_S = 5.0
 _SETTINGS = {
     "PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///file::memory:?cache=shared&uri=true",
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+    "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",  # it would write a file
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
 }
 
@@ -73,7 +74,7 @@ def _server() -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(listening.fileno())],
+            [sys.executable, "-P", "-m", __name__, str(listening.fileno())],
             stdin=subprocess.PIPE,
             pass_fds=[listening.fileno()],
             env={**os.environ, **_SETTINGS},
