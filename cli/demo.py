@@ -52,12 +52,13 @@ def demo(workspace: Path, as_json: bool) -> None:
 
 def carry_out(workspace: Workspace) -> list[dict[str, Any]]:
     """Register the reference model and carry both requests through; results in order."""
-    from cli.warmup import warm_up
+    from cli.private_server import prefect_api
 
-    with warm_up():
+    with prefect_api() as api:
         from tasks.log import say
         from tasks.models import import_model
         from tasks.requests import take_in
+        from tasks.results import stored_result
         from tasks.stores import open_ledger
 
         with workspace.run_folder("demo") as scratch:
@@ -66,13 +67,15 @@ def carry_out(workspace: Workspace) -> list[dict[str, Any]]:
         say(f"{MODEL} version {version} registered")
         requests = [take_in(workspace, MODEL, axis, path, idempotency_key=KEY).id for path, axis in REQUESTS]
         from flows.unlearn import unlearn
-    from tasks.results import stored_result
 
-    ledger = open_ledger(workspace)
-    return [
-        unlearn(request) if ledger.get(request).evidence.report is None else stored_result(workspace, request)
-        for request in requests
-    ]
+        api.wait()
+        ledger = open_ledger(workspace)
+        return [
+            unlearn(request)
+            if ledger.get(request).evidence.report is None
+            else stored_result(workspace, request)
+            for request in requests
+        ]
 
 
 def _reference_model(scratch: Path) -> Path:

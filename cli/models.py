@@ -106,9 +106,14 @@ def list_(name: str | None, as_json: bool) -> None:
 @as_json
 def promote(name: str, version: str, expect_champion: str, allow_reinstating: bool, as_json: bool) -> None:
     """Make a certified version the champion; refused without a passed certificate for exactly its weights."""
-    from flows.aliases import promote as flow
+    from cli.private_server import prefect_api
 
-    _print_move(flow(name, version, expect_champion, allow_reinstating), as_json)
+    with prefect_api() as api:
+        from flows.aliases import promote as flow
+
+        api.wait()
+        moved = flow(name, version, expect_champion, allow_reinstating)
+    _print_move(moved, as_json)
 
 
 @models.command()
@@ -123,9 +128,14 @@ def rollback(name: str, expect_champion: str, allow_reinstating: bool, as_json: 
 
     Refused if erased concepts would live again, unless --allow-reinstating says that this is meant.
     """
-    from flows.aliases import rollback as flow
+    from cli.private_server import prefect_api
 
-    _print_move(flow(name, expect_champion, allow_reinstating), as_json)
+    with prefect_api() as api:
+        from flows.aliases import rollback as flow
+
+        api.wait()
+        moved = flow(name, expect_champion, allow_reinstating)
+    _print_move(moved, as_json)
 
 
 def _print_move(record: dict[str, object], as_json: bool) -> None:

@@ -13,9 +13,13 @@ def run(request_id: str, as_json: bool) -> None:
 
     Running a request again after an interruption continues it; a decided request does not run again.
     """
-    from flows.unlearn import unlearn
+    from cli.private_server import prefect_api
 
-    result = unlearn(request_id)
+    with prefect_api() as api:
+        from flows.unlearn import unlearn
+
+        api.wait()
+        result = unlearn(request_id)
     (print_json if as_json else print_run)(result)
     exit_by_verdicts([result["verdict"]])
 
@@ -28,9 +32,13 @@ def sweep(model: str, as_json: bool) -> None:
 
     Exits 3 if a gate failed or an erased concept is known again, 4 if evidence was insufficient.
     """
-    from flows.sweep import sweep as flow
+    from cli.private_server import prefect_api
 
-    result = flow(model)
+    with prefect_api() as api:
+        from flows.sweep import sweep as flow
+
+        api.wait()
+        result = flow(model)
     if as_json:
         print_json(result)
     else:
