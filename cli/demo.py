@@ -15,7 +15,7 @@ MODEL = "emoji-clip"
 MODEL_PATH = "data/models/reference"
 # One thing, then a family of things at once; the rest of what they need stands in slugline.yaml.
 REQUESTS: tuple[tuple[str, Axis], ...] = (
-    ("data/sets/forget-hot-beverage", "object"),
+    ("data/sets/forget-bullseye", "object"),
     ("data/sets/forget-fruit", "object"),
 )
 KEY = "demo"
