@@ -43,10 +43,11 @@ def import_(
 ) -> None:
     """Register a base model: a model folder, or a published open_clip checkpoint.
 
-    The first version of a model becomes its champion.
+    The first version of a model becomes its champion.  A checkpoint does not say which activation it was
+    trained with: give the -quickgelu architecture for OpenAI's and LAION-400M's; a tag brings its own.
 
     \b
-    slugline models import --name clip --architecture ViT-B-32 --checkpoint vit_b_32-laion400m_e32.pt
+    slugline models import --name clip --architecture ViT-B-32 --checkpoint laion2b_s34b_b79k.safetensors
     slugline models import --name clip --architecture ViT-B-32 --pretrained laion400m_e32
     """
     from tasks.models import convert_open_clip, import_model

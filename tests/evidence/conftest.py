@@ -51,6 +51,7 @@ PASSING: dict[str, list[tuple[int, int]]] = {
     "retain": [(1, 1)] * 600 + [(3, 3)] * 99 + [(1, 2)],
     "neighbour": [(1, 1)] * 199 + [(1, 2)],
     "control": [(40, 40)] * 60,
+    "cross": [(1, 1)] * 700,
 }
 
 
@@ -67,6 +68,7 @@ def run() -> Callable[..., tuple[Measurements, Verdict]]:
             *_rows("neighbour", NEIGHBOURS[0], ranks["neighbour"][half:]),
             *_rows("neighbour", NEIGHBOURS[1], ranks["neighbour"][:half]),
             *_rows("control", "c-00000c00", ranks["control"]),
+            *_rows("cross", "s-00000001", ranks["cross"]),
         ]
         measurements = measure(pd.DataFrame(table), seed=0)
         return measurements, run_suite(load_suite(DEFAULT_SUITE), measurements).verdict

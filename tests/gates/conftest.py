@@ -43,6 +43,7 @@ def _outcomes() -> pd.DataFrame:
             *neighbours,
             *({**row, "group": "retain"} for row in neighbours),
             *rows("control", CONTROL, [(40, 40)] * 60),
+            *rows("cross", "s-00000001", [(1, 1)] * 100 + [(2, 2)] * 20),
             *rows("forget", FORGOTTEN, [(1, 30)], direction="t2i"),
             *rows("retain", "c-00000001", [(1, 1), (2, 1), (9, 9)], direction="t2i"),
         ]

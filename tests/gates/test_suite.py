@@ -57,6 +57,7 @@ def test_default_suite_holds_the_bounds_that_were_fixed_beforehand() -> None:
         "retain.ta1.drop.upper95 <= 0.05": "utility",
         "retain.ta5.drop.upper95 <= 0.05": "utility",
         "neighbours.ta1.drop.upper95 <= 0.15": "utility",
+        "cross.ta1.drop.upper95 <= 0.05": "utility",
         "forget.fa1.after.n >= 30": "evidence",
         "forget.fa1.after.clusters >= 2": "evidence",
         "forget.fa1.before.lower95 >= 0.1": "evidence",
@@ -155,7 +156,7 @@ def test_utility_gate_on_a_point_value_or_the_lenient_side_is_refused(
 @pytest.mark.parametrize(("column", "least"), [("forget.fa1.after.n", 0), ("forget.fa1.after.estimate", 0.1)])
 def test_idle_evidence_gate_is_refused(tmp_path: Path, column: str, least: float) -> None:
     document = _default()
-    document["expectations"][5]["kwargs"] = {"column": column, "min_value": least}
+    document["expectations"][-1]["kwargs"] = {"column": column, "min_value": least}
     with pytest.raises(InputError, match=r"can never fail|asks for a least"):
         _load(document, tmp_path)
 
