@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export DVC_SITE_CACHE_DIR := $(CURDIR)/.slugline/dvc-site-cache
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: demo test check install install-dev clean
+.PHONY: demo test check install install-dev clean deploy
 
 demo: install
 	$(BIN)/slugline demo
@@ -43,3 +43,10 @@ $(VENV)/installed-dev: requirements-dev.txt pyproject.toml | $(BIN)/uv
 
 clean:
 	rm -rf $(VENV) .slugline build *.egg-info
+
+# On the server at PREFECT_API_URL; without one Prefect would deploy to a server that ends with the command.
+deploy: export PREFECT_SERVER_ALLOW_EPHEMERAL_MODE := false
+deploy: install
+	$(BIN)/prefect work-pool create slugline --type process --overwrite
+	$(BIN)/prefect --no-prompt deploy --all
+	$(BIN)/prefect work-queue set-concurrency-limit gpu 1 --pool slugline

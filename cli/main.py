@@ -94,7 +94,7 @@ def main() -> None:
     """Run the command; errors that slugline raises on purpose become one line and exit code 2."""
     try:
         # Without standalone mode click returns the code of an `Exit` instead of leaving with it.
-        sys.exit(slugline(standalone_mode=False))
+        sys.exit(slugline(prog_name="slugline", standalone_mode=False))
     except SluglineError as error:
         click.echo(f"slugline: {error}", err=True)
         sys.exit(error.exit_code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from contracts.errors import InputError, SetError
+from contracts.errors import InputError, SetError, StoreUnreachable
 from contracts.values import Axis
 from intake.workspace import Workspace
 from tasks.house import choose, repository, rules
@@ -75,11 +75,29 @@ def take_in(
 
 
 def announce(request_id: str) -> None:
-    """Emit the event that a deployment of `unlearn` starts on; a hint, the ledger is what counts."""
-    from prefect.events import emit_event
+    """Send the event that a deployment of `unlearn` starts on; a hint, the ledger is what counts.
 
-    emit_event(
-        EVENT,
+    Raises:
+        StoreUnreachable: no Prefect server is named, or it does not take the event.
+    """
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.events import Event
+    from prefect.settings import PREFECT_API_URL
+
+    stands = f"request {request_id} is in the ledger, but was not announced"
+    if not PREFECT_API_URL.value():
+        raise StoreUnreachable(f"{stands}: PREFECT_API_URL names no server")
+    event = Event(
+        event=EVENT,
         resource={"prefect.resource.id": f"slugline.request.{request_id}"},
         payload={"request_id": request_id},
     )
+    try:
+        # Not `emit_event`: it hands the event to a thread and never says that it was lost.
+        with get_client(sync_client=True) as client:
+            client.request("POST", "/events", json=[event.model_dump(mode="json")])
+    except httpx.HTTPError as error:
+        raise StoreUnreachable(
+            f"{stands}: the Prefect API does not take events ({type(error).__name__})"
+        ) from None

@@ -25,7 +25,7 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator["World"]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> "World":
     """The repository and the model of `tests.world`; do not change either."""
     from tests.world import World, build_repository, train_model
 
@@ -34,7 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator["World"]:
         patch.setenv("DVC_SITE_CACHE_DIR", str(folder / "dvc-site"))
         build_repository(folder / "repo")
         train_model(folder / "model")
-    yield World(folder / "repo", folder / "model")
+    return World(folder / "repo", folder / "model")
 
 
 @pytest.fixture(scope="session")
@@ -104,8 +104,11 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from prefect.testing.utilities import prefect_test_harness
 
     home = tmp_path_factory.mktemp("prefect")
-    own = {PREFECT_HOME: home, PREFECT_RESULTS_LOCAL_STORAGE_PATH: home / "results"}
-    with temporary_settings(updates=own), prefect_test_harness(server_startup_timeout=120):
+    own = {
+        PREFECT_HOME: home,
+        PREFECT_RESULTS_LOCAL_STORAGE_PATH: home / "results",
         # The thread that sends heartbeats costs a second per flow run when it is joined.
-        with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            yield
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+    }
+    with temporary_settings(updates=own), prefect_test_harness(server_startup_timeout=120):
+        yield

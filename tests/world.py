@@ -319,3 +319,8 @@ def copy_home(source: Path, target: Path) -> None:
         with closing(sqlite3.connect(target / file)) as store, store:
             for table, column in places:
                 store.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", moved)
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """A copy with its links; DVC may have put some between its cache and what is checked out."""
+    shutil.copytree(source, target, symlinks=True)

@@ -29,7 +29,7 @@ NOT_DERIVABLE = {
     r"measurements\.drops\.(neighbours|cross)\.ta5\.(lower|upper)95": (
         "bootstrap bound of a drop that no gate asks about: takes the item-level outcomes"
     ),
-    r"measurements\.drops\.(retain\.ta[15]|cross\.ta1|neighbour\..*)\.lower95": "same, the side no gate asks about",
+    r"measurements\.drops\.(retain\.ta[15]|cross\.ta1|neighbour\..*)\.lower95": "same, the ungated side",
     r"measurements\.drops\.neighbour\.c-0000000b\.ta1\.upper95": "same, unless it is the widest neighbour's",
     r"verdict\.suite": "the gate file's name; its digest is checked",
     r"verdict\.gates\[\d+\]\.note": "a remark",

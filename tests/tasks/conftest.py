@@ -1,7 +1,7 @@
 """Runs by hand: the functions behind the Prefect tasks, called without Prefect."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +36,9 @@ class Finished:
     measured: Measurements
     verdict: Verdict
 
-    def publish(self, run: Run, candidate: Candidate | None = None, started: datetime = STARTED) -> Publication:
+    def publish(
+        self, run: Run, candidate: Candidate | None = None, started: datetime = STARTED
+    ) -> Publication:
         """Register in the workspace of `run`."""
         plot = report.profile_plot.fn(run, self.profiled, self.candidate)
         return publish.register.fn(
@@ -70,7 +72,7 @@ def run_in(home: Path, folder: Path, **changes: Any) -> Run:
 
 
 @pytest.fixture(scope="session")
-def finished(world: World, fresh_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+def finished(world: World, fresh_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Pull, plan, profile, unlearn, measure and gate, once; nothing is published."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
@@ -83,7 +85,7 @@ def finished(world: World, fresh_home: Path, tmp_path_factory: pytest.TempPathFa
         candidate = step.unlearn.fn(run, planned, base, profiled)
         measured = measure.measure.fn(run, planned, base, candidate)
         verdict = gate.gate.fn(run, planned, measured)
-    yield Finished(folder / "home", run, planned, base, profiled, candidate, measured, verdict)
+    return Finished(folder / "home", run, planned, base, profiled, candidate, measured, verdict)
 
 
 @pytest.fixture
@@ -94,18 +96,14 @@ def own_run(workspace: Workspace, finished: Finished, tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-def plan_of(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Plan]:
+def plan_of(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
     """plan_of(base_version="1", validate=False, **fields of Run): a plan made in a fresh run folder."""
     count = iter(range(1000))
 
     def make(base_version: str = "1", validate: bool = False, **changes: Any) -> Plan:
         run = run_in(workspace.home, tmp_path / f"run-{next(count)}", **changes)
         tags = open_registry(workspace).describe(MODEL, base_version).tags
-        base = ModelHandle(
-            MODEL, base_version, "clip", "", tags["weights_sha256"], tags["manifest_sha256"]
-        )
+        base = ModelHandle(MODEL, base_version, "clip", "", tags["weights_sha256"], tags["manifest_sha256"])
         with monkeypatch.context() as patch:
             if not validate:  # a second per plan, and the room `data` tests it
                 patch.setattr("data.validate.validate_sets", lambda folders: None)

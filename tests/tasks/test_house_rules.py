@@ -31,7 +31,10 @@ def test_rules_are_read_per_model_and_axis(repo: Path) -> None:
 
 @pytest.mark.parametrize(
     ("model", "axis", "said"),
-    [("vit", "object", "no rules for model 'vit'; it knows clip"), ("clip", "style", "no rules for axis 'style'")],
+    [
+        ("vit", "object", "no rules for model 'vit'; it knows clip"),
+        ("clip", "style", "no rules for axis 'style'"),
+    ],
 )
 def test_an_unknown_model_or_axis_is_named(repo: Path, model: str, axis: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
@@ -90,5 +93,5 @@ def test_the_repository_is_found_from_below_or_by_its_variable(
     assert repository() == repo
 
     monkeypatch.setenv("SLUGLINE_REPO", str(repo / "deep"))  # what is named is not searched above
-    with pytest.raises(InputError, match="no slugline.yaml"):
+    with pytest.raises(InputError, match=r"no slugline\.yaml"):
         repository()

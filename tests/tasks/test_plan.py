@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import itertools
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -56,12 +58,9 @@ def test_neighbours_come_nearest_first(plan_of: PlanOf) -> None:
 def test_neighbours_of_several_targets_take_turns_and_are_no_targets(plan_of: PlanOf) -> None:
     plan = plan_of(forget_set=FORGET_TWO, targets=TWO)
 
-    by_id = {concept_id(name): name for name in SEEN}
-    turns = [
-        sorted((concept_id(neighbours(by_id[t])[rank]), t) for t in TWO) for rank in range(len(neighbours(TARGET)))
-    ]
-    expected = dict.fromkeys(n for turn in turns for n, _ in sorted(turn, key=lambda p: p[1]) if n not in TWO)
-    assert plan.neighbours == tuple(expected)[:6]
+    ranked = [list(map(concept_id, neighbours(name))) for name in sorted((SEEN[3], SEEN[6]), key=concept_id)]
+    turns = itertools.chain.from_iterable(zip(*ranked, strict=True))
+    assert plan.neighbours == tuple(dict.fromkeys(n for n in turns if n not in TWO))[:3]
 
 
 def test_a_neighbour_without_a_held_out_drawing_gives_way_to_the_next(
@@ -80,36 +79,36 @@ def test_a_neighbour_without_a_held_out_drawing_gives_way_to_the_next(
 
 
 @pytest.fixture
-def erased_in_version_2(workspace: Workspace, world: World, tmp_path: Path) -> str:
-    """Version 2 erased the concept with this id, says the ledger."""
-    import shutil
+def erase(workspace: Workspace, world: World, tmp_path: Path) -> Callable[[str, str], str]:
+    """erase(base version, concept id): a version in which the ledger and its tags say it is erased."""
 
-    erased = concept_id(neighbours(TARGET)[0])
-    request = open_ledger(workspace).add(NewRequest(MODEL, "object", (erased,), FORGET))
-    folder = tmp_path / "two"
-    shutil.copytree(world.model, folder)
-    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
-    write_manifest(folder)
-    open_registry(workspace).register_model(
-        folder,
-        MODEL,
-        request_id=request.id,
-        plan_sha256="1" * 64,
-        tags={"family": "clip", "base_version": "1"},
-    )
-    return erased
+    def made(base: str, erased: str) -> str:
+        request = open_ledger(workspace).add(NewRequest(MODEL, "object", (erased,), FORGET))
+        folder = tmp_path / request.id
+        shutil.copytree(world.model, folder)
+        write_manifest(folder)
+        tags = {"family": "clip", "base_version": base}
+        return open_registry(workspace).register_model(
+            folder, MODEL, request_id=request.id, plan_sha256="1" * 64, tags=tags
+        )
+
+    return made
 
 
 def test_what_the_base_has_forgotten_is_neither_target_nor_neighbour(
-    plan_of: PlanOf, erased_in_version_2: str
+    plan_of: PlanOf, erase: Callable[[str, str], str]
 ) -> None:
-    plan = plan_of(base_version="2")
+    near = list(map(concept_id, neighbours(TARGET)))
+    second = erase("1", near[0])
+    third = erase(second, near[2])
+    fourth = erase("1", concept_id(TARGET))
 
-    assert plan.erased_before == (erased_in_version_2,)
-    assert plan.neighbours == tuple(map(concept_id, neighbours(TARGET)[1:4]))
-    assert plan_of(base_version="1").erased_before == ()
-    with pytest.raises(InputError, match=f"{erased_in_version_2} was erased from version 2"):
-        plan_of(base_version="2", targets=(erased_in_version_2,))
+    plan = plan_of(base_version=third)
+
+    assert plan.erased_before == tuple(sorted((near[0], near[2])))
+    assert plan.neighbours == (near[1], near[3], near[4])
+    with pytest.raises(InputError, match=f"{concept_id(TARGET)} was erased from version {fourth}"):
+        plan_of(base_version=fourth)
 
 
 @pytest.mark.parametrize("unknown", ["c-00000000", concept_id(UNSEEN[0])])
@@ -126,7 +125,9 @@ def test_a_target_that_the_model_never_knew_is_refused(plan_of: PlanOf, unknown:
         ({"forget_set": FORGET_OVERLAP, "validate": True}, "the forget and retain sets share 2 images"),
     ],
 )
-def test_a_forget_set_that_cannot_serve_is_refused(plan_of: PlanOf, changes: dict[str, Any], said: str) -> None:
+def test_a_forget_set_that_cannot_serve_is_refused(
+    plan_of: PlanOf, changes: dict[str, Any], said: str
+) -> None:
     with pytest.raises(SetError, match=said):
         plan_of(**changes)
 
