@@ -1,26 +1,31 @@
 """Prefect's API for one process: in memory, on a loopback port of its own, gone when its owner is.
 
-Prefect's own temporary server migrates a database file through some 110 revisions; killed meanwhile it
-leaves a file on which no later server starts, and it outlives an owner that was killed.  This one keeps
-nothing on disk (ledger, registry and reports are the record of a run) and ends when its standard input
-does, which the kernel closes however the owner died.
+Prefect's own temporary server outlives an owner that was killed, migrates a database file on disk through
+some 110 revisions, and makes its owner import all of the server, 2 s.  This one ends when its standard
+input does, which the kernel closes however the owner died, and keeps nothing on disk but an empty database
+to begin with next time: the record of a run is the ledger, the registry and the report.
 """
 
+import asyncio
+import atexit
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from contracts.errors import StoreUnreachable
 
 START_TIMEOUT_S = 180.0
 NAMED_TIMEOUT_S = 5.0
-# Prefect spells an in-memory database exactly so: a pool of one connection that never closes.
+# At this very name Prefect keeps a pool of one connection that never closes.
+_MEMORY = "file::memory:?cache=shared"
 _SETTINGS = {
-    "PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///file::memory:?cache=shared&uri=true",
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{_MEMORY}&uri=true",
+    "PREFECT_API_DATABASE_MIGRATE_ON_START": "false",  # done before, see `_fill`
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
     "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",  # it would write a file
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
@@ -54,7 +59,7 @@ class PrefectApi:
 
 @contextmanager
 def prefect_api() -> Iterator[PrefectApi]:
-    """The API that Prefect's settings name, else a private server that lives as long as the block.
+    """The API that Prefect's settings name, else a private server that lives as long as the process.
 
     The block begins before the server is up, so that other slow work can go on meanwhile; call `wait`
     before the first flow.
@@ -65,16 +70,13 @@ def prefect_api() -> Iterator[PrefectApi]:
     if named:
         yield PrefectApi(named.rstrip("/"), NAMED_TIMEOUT_S)
         return
+    url = _start()
     # Heartbeats tell a lasting server of dead runs; here they cost a second at the end of every flow.
-    with (
-        _server() as url,
-        temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-    ):
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield PrefectApi(url, START_TIMEOUT_S)
 
 
-@contextmanager
-def _server() -> Iterator[str]:
+def _start() -> str:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         process = subprocess.Popen(
@@ -84,21 +86,45 @@ def _server() -> Iterator[str]:
             env={**os.environ, **_SETTINGS},
             start_new_session=True,  # Ctrl-C is for us; our last words still need a server
         )
-    # Only the server has the socket now: if it dies, clients hear so instead of waiting.
-    try:
-        yield f"http://127.0.0.1:{port}/api"
-    finally:
+
+    def stop() -> None:
         assert process.stdin is not None
         process.stdin.close()
         process.wait()
+
+    # Exit handlers run in reverse order: Prefect's threads, started later, send their last events first.
+    atexit.register(stop)
+    # Only the server has the socket now: if it dies, clients hear so instead of waiting.
+    return f"http://127.0.0.1:{port}/api"
 
 
 def _serve(listening: socket.socket) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    app = create_app(ephemeral=True, final=True)
-    uvicorn.Server(uvicorn.Config(app, lifespan="on", log_level="critical")).run(sockets=[listening])
+    # A shared in-memory database lives as long as its last connection: this one.
+    with closing(sqlite3.connect(_MEMORY, uri=True)) as memory:
+        _fill(memory)
+        app = create_app(ephemeral=True, final=True)
+        uvicorn.Server(uvicorn.Config(app, lifespan="on", log_level="critical")).run(sockets=[listening])
+
+
+def _fill(memory: sqlite3.Connection) -> None:
+    """Copy the empty database of an earlier server, or migrate one (5 s) and leave a copy."""
+    from prefect import __version__
+    from prefect.server.database import provide_database_interface
+    from prefect.settings import PREFECT_HOME
+
+    empty = PREFECT_HOME.value() / f"empty-{__version__}.db"
+    if empty.exists():
+        with closing(sqlite3.connect(empty)) as file:
+            file.backup(memory)
+        return
+    asyncio.run(provide_database_interface().create_db())
+    unfinished = empty.with_name(f"{empty.name}.{os.getpid()}")
+    with closing(sqlite3.connect(unfinished)) as file:
+        memory.backup(file)
+    os.replace(unfinished, empty)
 
 
 def _end_with_owner() -> None:

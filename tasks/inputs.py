@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from contracts.errors import SetError
 from contracts.values import OTHER_AXIS, Axis, Plan
 from data.reader import load_images
-from tasks.plan import read_labels
+from tasks.plan import LABELS_FILE, read_labels
 from tasks.selection import select
 
 if TYPE_CHECKING:
     from unlearning.request import UnlearnInputs
+
+TEMPLATES_FILE = "templates.json"
 
 
 @dataclass(frozen=True)
@@ -28,26 +31,41 @@ class Classes:
     templates: tuple[str, ...]
 
     def place(self, label: str) -> int:
-        """Index of a class id."""
+        """Index of a class id.
+
+        Raises:
+            SetError: an item is labelled with what is no class of this axis.
+        """
+        if label not in self.ids:
+            raise SetError(f"an item has the label {label!r}, which {LABELS_FILE} does not hold on its axis")
         return self.ids.index(label)
 
 
 def read_classes(folder: Path, axis: Axis) -> Classes:
-    """The classes of an axis, from the labels in the run folder."""
+    """The classes of an axis, from the labels in the run folder.
+
+    Raises:
+        SetError: the labels are malformed, or there are no templates for the axis.
+    """
     labels = read_labels(folder / "labels")
     labels = labels[labels["axis"] == axis]
-    templates = json.loads((folder / "labels" / "templates.json").read_text(encoding="utf-8"))
+    try:
+        templates = json.loads((folder / "labels" / TEMPLATES_FILE).read_text(encoding="utf-8"))[axis]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise SetError(f"labels: {TEMPLATES_FILE} has no templates for axis {axis!r}") from None
     return Classes(
         ids=tuple(labels["id"]),
         names=tuple(labels["name"]),
         known=frozenset(labels.loc[labels["seen"], "id"]),
-        templates=tuple(templates[axis]),
+        templates=tuple(templates),
     )
 
 
-def known_by_axis(folder: Path) -> dict[Axis, frozenset[str]]:
-    """What the model was trained on, by axis."""
-    return {axis: read_classes(folder, axis).known for axis in OTHER_AXIS}
+def classes_by_axis(plan: Plan, folder: Path) -> dict[Axis, Classes]:
+    """The classes of the plan's axis, and of the other one where the plan has a set that shows it."""
+    crossed = any(ref.role == "cross" for ref in plan.sets)
+    axes = (plan.axis, OTHER_AXIS[plan.axis]) if crossed else (plan.axis,)
+    return {axis: read_classes(folder, axis) for axis in axes}
 
 
 def unlearn_inputs(plan: Plan, folder: Path, size: int) -> UnlearnInputs:
@@ -58,8 +76,9 @@ def unlearn_inputs(plan: Plan, folder: Path, size: int) -> UnlearnInputs:
     """
     from unlearning.request import UnlearnInputs
 
-    classes = read_classes(folder, plan.axis)
-    parts = select(plan, folder, known_by_axis(folder))
+    by_axis = classes_by_axis(plan, folder)
+    classes = by_axis[plan.axis]
+    parts = select(plan, folder, {axis: its.known for axis, its in by_axis.items()})
     index = {label: i for i, label in enumerate(classes.ids)}
 
     def labels_of(rows: object) -> np.ndarray:

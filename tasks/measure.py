@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from contracts.values import OTHER_AXIS, Axis, Candidate, Measurements, ModelHandle, Plan, Tower
-from tasks.inputs import Classes, read_classes
+from contracts.values import Axis, Candidate, Measurements, ModelHandle, Plan, Tower
+from tasks.inputs import Classes, classes_by_axis
 from tasks.outcomes import outcomes
 from tasks.run import Run
 from tasks.selection import Parts, select
@@ -85,7 +85,7 @@ def measured(
 
     from gates.metrics import measure as rates_and_drops
 
-    classes = {axis: read_classes(folder, axis) for axis in OTHER_AXIS}
+    classes = classes_by_axis(plan, folder)
     parts = select(plan, folder, {axis: known.known for axis, known in classes.items()})
     rows, pixels = _measured_rows(parts, folder, original.image_size)
     before = Features(original.encode_images(pixels), _class_embeddings(original, classes))

@@ -82,7 +82,7 @@ def announce(request_id: str) -> None:
     """
     import httpx
     from prefect.client.orchestration import get_client
-    from prefect.events import Event
+    from prefect.events import Event, Resource
     from prefect.settings import PREFECT_API_URL
 
     stands = f"request {request_id} is in the ledger, but was not announced"
@@ -90,7 +90,7 @@ def announce(request_id: str) -> None:
         raise StoreUnreachable(f"{stands}: PREFECT_API_URL names no server")
     event = Event(
         event=EVENT,
-        resource={"prefect.resource.id": f"slugline.request.{request_id}"},
+        resource=Resource.model_validate({"prefect.resource.id": f"slugline.request.{request_id}"}),
         payload={"request_id": request_id},
     )
     try:

@@ -46,7 +46,7 @@ def select(plan: Plan, folder: Path, known: Mapping[Axis, frozenset[str]]) -> Pa
     Args:
         plan: names targets, neighbours and what was erased before.
         folder: the run folder, with one sub-folder per set role.
-        known: ids of what the model was trained on, by axis.
+        known: ids of what the model was trained on, by axis; the other axis only if there is a cross set.
 
     Raises:
         SetError: a part has no rows.
@@ -59,7 +59,7 @@ def select(plan: Plan, folder: Path, known: Mapping[Axis, frozenset[str]]) -> Pa
     forget_set = forget_set[forget_set[label].isin(targets)]
     keeps = search[search[label].isin(known[label] - gone) & (search["view"] == 0)]
     retained = holdout[label].isin(known[label] - gone) & (holdout["view"] == 0)
-    crossing = read_items(folder / "cross") if (folder / "cross").exists() else holdout.iloc[:0]
+    crossing = read_items(folder / "cross") if other in known else holdout.iloc[:0]
     parts = Parts(
         forget_set=forget_set,
         # What was erased before must not be taught again by the gradient that stands for "keep this".
@@ -70,7 +70,7 @@ def select(plan: Plan, folder: Path, known: Mapping[Axis, frozenset[str]]) -> Pa
         retained=holdout[retained],
         control=control[control["view"] < VIEWS],
         cross=crossing[
-            crossing[other].isin(known[other]) & ~crossing[label].isin(gone) & (crossing["view"] == 0)
+            crossing[other].isin(known.get(other, ())) & ~crossing[label].isin(gone) & (crossing["view"] == 0)
         ],
     )
     for part, rows in vars(parts).items():

@@ -187,6 +187,7 @@ def build_repository(root: Path) -> None:
         "search": "sets/search",
         "holdout": "sets/holdout",
         "control": "sets/control",
+        "cross": "sets/cross",
         "labels": "labels",
         "neighbours": "neighbours.parquet",
         "nearest": 3,
@@ -210,6 +211,7 @@ def _write_sets(root: Path) -> None:
     put("sets/retain", "retain", items(SEEN, train[:1], range(2), caption=TEMPLATES["object"][1]))
     put("sets/search", "search", items(SEEN, search, range(2), views=4))
     put("sets/holdout", "holdout", items(SEEN, holdout, range(2), views=VIEWS))
+    put("sets/cross", "holdout", items(SEEN, train, range(40, 41)))
     put("sets/control", "control", items(UNSEEN, holdout, range(2), views=VIEWS))
     put(FORGET, "forget", items([TARGET], train[1:], range(10, 14)))
     put(FORGET_TWO, "forget", items([SEEN[3], SEEN[6]], train[1:], range(10, 14)))

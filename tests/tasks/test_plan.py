@@ -41,7 +41,7 @@ def test_a_plan_pins_every_set_at_the_commit(plan_of: PlanOf, world: World) -> N
 
     assert {ref.role: ref.path for ref in plan.sets} == {
         "forget": FORGET,
-        **{role: f"sets/{role}" for role in ("retain", "search", "holdout", "control")},
+        **{role: f"sets/{role}" for role in ("retain", "search", "holdout", "control", "cross")},
     }
     for ref in plan.sets:
         items = read_items(world.root / ref.path)

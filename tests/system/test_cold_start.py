@@ -1,0 +1,78 @@
+"""What a command costs before it does anything, and what a private Prefect server leaves behind."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import yaml
+
+from contracts.environment import QUIET
+from tests.system.processes import REPO, until
+
+HEAVY = {
+    "alembic", "dvc", "great_expectations", "matplotlib", "mlflow", "numpy", "open_clip", "pandas", "prefect",
+    "scipy", "sqlalchemy", "torch", "transformers",
+}  # fmt: skip
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from cli.main import slugline; slugline(['--help'], standalone_mode=False); "
+        f"print(sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPO, check=True, capture_output=True, text=True
+    )
+    assert "demo" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_flows_on_workers_keep_as_quiet_as_the_command_line() -> None:
+    """A worker's flow process reads its settings before any code of ours runs."""
+    deployments = yaml.safe_load((REPO / "prefect.yaml").read_text())["deployments"]
+    assert [d["name"] for d in deployments] == ["on-request", "nightly", "promote", "rollback"]
+    for deployment in deployments:
+        assert QUIET.items() <= deployment["work_pool"]["job_variables"]["env"].items()
+
+
+def test_a_private_server_dies_with_its_owner_and_keeps_no_run(tmp_path: Path) -> None:
+    """Prefect's own temporary server lives on after SIGKILL; the second one begins with a copied database."""
+    owner = (
+        "import time\n"
+        "from cli.private_server import prefect_api\n"
+        "with prefect_api() as api:\n"
+        "    from prefect import flow\n"
+        "    api.wait()\n"
+        "    flow(lambda: 1, name='trivial')()\n"
+        "    print(api.url, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    environ = {**os.environ, "PREFECT_HOME": str(tmp_path)}
+    environ.pop("PREFECT_API_URL", None)
+    for _ in range(2):
+        process = subprocess.Popen(
+            [sys.executable, "-c", owner], cwd=REPO, env=environ, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            assert httpx.get(f"{url}/health", timeout=30).json() is True
+        finally:
+            process.kill()
+            process.wait()
+        until(lambda url=url: _gone(url), "the server ends", timeout_s=20)
+        (empty,) = (path for path in tmp_path.rglob("*") if path.is_file())
+        with closing(sqlite3.connect(empty)) as database:
+            assert database.execute("SELECT count(*) FROM flow_run").fetchone() == (0,)
+
+
+def _gone(url: str) -> bool | None:
+    try:
+        httpx.get(f"{url}/health", timeout=5)
+    except httpx.TransportError:
+        return True
+    return None
