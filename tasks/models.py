@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contracts.errors import ModelError
+from intake.locks import model_lock
 from intake.workspace import Workspace
 from tasks.publish import loads
 from tasks.stores import open_promoter, open_registry
@@ -62,13 +63,15 @@ def import_model(workspace: Workspace, source: Path, name: str) -> tuple[Receipt
         manifest = write_manifest(folder)
         registry = open_registry(workspace)
         family = str(model.config["family"])
-        version = registry.register_model(
-            folder,
-            name,
-            request_id=IMPORT,
-            plan_sha256=manifest.sha256,
-            tags={"family": family, "origin": IMPORT},
-        )
+        # Two imports of the same bytes at once would both find no version yet, and make two.
+        with model_lock(workspace.ledger_url, workspace.locks, f"{IMPORT} {name}"):
+            version = registry.register_model(
+                folder,
+                name,
+                request_id=IMPORT,
+                plan_sha256=manifest.sha256,
+                tags={"family": family, "origin": IMPORT},
+            )
         promoter = open_promoter(workspace)
         promoter.reconcile(name)
         if "champion" not in registry.aliases(name):

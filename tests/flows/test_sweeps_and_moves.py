@@ -25,7 +25,7 @@ def test_a_sweep_runs_what_waits_and_rechecks_what_passed(done_workspace: Worksp
 
     found = sweep(MODEL)
 
-    # The first cannot be: its concept is gone from the champion already.  It does not stop the second.
+    # A set that cannot serve does not stop the next request.
     assert found["errors"] == {bad.id: "SetError"}
     assert ledger.get(bad.id).state == "error"
     (run,) = found["runs"]

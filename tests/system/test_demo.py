@@ -20,7 +20,7 @@ from tests.system.processes import REPO, slugline, until
 
 WATCH = Path(__file__).with_name("watch")
 LOCAL = {"127.0.0.1", "::1", "localhost", "unix socket", "None"}
-# Any of these makes MLflow, Prefect or the hub client keep quiet by themselves, and the test prove nothing.
+# Any of these makes MLflow, Prefect or the hub client keep quiet by itself: the test would prove nothing.
 QUIETING = {
     *QUIET,
     *DEFAULTS,

@@ -1,4 +1,4 @@
-"""SIGKILL anywhere, run again: the registry is as if nothing had happened, and nothing is left lying about."""
+"""SIGKILL anywhere, run again: the registry is as if nothing had happened, and nothing lies about."""
 
 import sqlite3
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tasks.stores import open_ledger, open_promoter, open_registry
 from tests.system.attempts import Attempt, Death
 from tests.world import MODEL
 
-# The second promotion, of the first candidate, is the one that can fail half-way: the first has no `previous`.
+# Aliases: the first move (call 1) makes the base champion, the second (2, 3) the candidate.
 DEATHS = (
     Death("registry.embedded:_write_empty_store", "leave"),
     Death("data.pins:PinnedRepo.fetch_set", "leave", call=6),
