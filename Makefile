@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # DVC keeps an index of tracked paths outside the repository unless told otherwise.
 export DVC_SITE_CACHE_DIR := $(CURDIR)/.slugline/dvc-site-cache
 export DVC_NO_ANALYTICS := 1
+# As pip does: trust what this machine trusts, also behind a company's proxy.
+export UV_SYSTEM_CERTS := 1
 
 .PHONY: demo test check install install-dev clean deploy
 
