@@ -195,10 +195,18 @@ def _failures(frame: "pd.DataFrame", suite: Mapping[str, "Expectation"]) -> list
     An expectation without a result, or that could not be evaluated, does not hold.
     """
     import great_expectations as gx
-    from great_expectations.data_context.types.base import ProgressBarsConfig
+    from great_expectations.data_context.types.base import (
+        DataContextConfig,
+        InMemoryStoreBackendDefaults,
+        ProgressBarsConfig,
+    )
 
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    # In memory: by default every context leaves a folder for Data Docs in TMPDIR.
+    settings = DataContextConfig(
+        store_backend_defaults=InMemoryStoreBackendDefaults(),
+        progress_bars=ProgressBarsConfig(globally=False),
+    )
+    context = gx.get_context(mode="ephemeral", project_config=settings)
     asset = context.data_sources.add_pandas("sets").add_dataframe_asset("items")
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
     for key, expectation in suite.items():
