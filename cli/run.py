@@ -14,7 +14,9 @@ def run(request_id: str, as_json: bool) -> None:
     Running a request again after an interruption continues it; a decided request does not run again.
     """
     from cli.private_server import prefect_api
+    from intake.requests import check_request_id
 
+    check_request_id(request_id)  # Prefect stores parameters as they come: a name must not get there
     with prefect_api() as api:
         from flows.unlearn import unlearn
 

@@ -84,6 +84,7 @@ def test_a_run_on_a_personal_set_leaves_no_trace_of_it(
     assert files_holding(pictures, world.root / FORGET_PERSONAL)  # the search can find them
     logging.getLogger("slugline").propagate = True
     caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="slugline")  # commands that ran before may have made it quiet
 
     request = take_in(workspace, MODEL, "object", FORGET_PERSONAL)
     result = unlearn(request.id)
