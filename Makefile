@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # DVC keeps an index of tracked paths outside the repository unless told otherwise.
 export DVC_SITE_CACHE_DIR := $(CURDIR)/.slugline/dvc-site-cache
 export DVC_NO_ANALYTICS := 1
+# Where it is set, every process compiles some 2,000 modules anew: 10 s for a command that loads them all.
+unexport PYTHONDONTWRITEBYTECODE
 # As pip does: trust what this machine trusts, also behind a company's proxy.
 export UV_SYSTEM_CERTS := 1
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from contracts.errors import StoreUnreachable
+from intake.workspace import Workspace
 
 START_TIMEOUT_S = 180.0
 NAMED_TIMEOUT_S = 5.0
@@ -64,6 +65,7 @@ def prefect_api() -> Iterator[PrefectApi]:
     The block begins before the server is up, so that other slow work can go on meanwhile; call `wait`
     before the first flow.
     """
+    Workspace.open()  # Prefect makes its home inside, but not the folders above
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     named = PREFECT_API_URL.value()
@@ -82,6 +84,7 @@ def _start() -> str:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", __name__, str(listening.fileno())],
             stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,  # ours is for results
             pass_fds=[listening.fileno()],
             env={**os.environ, **_SETTINGS},
             start_new_session=True,  # Ctrl-C is for us; our last words still need a server
@@ -128,7 +131,7 @@ def _fill(memory: sqlite3.Connection) -> None:
 
 
 def _end_with_owner() -> None:
-    sys.stdin.buffer.read()
+    os.read(sys.stdin.fileno(), 1)  # nobody writes: it returns when the owner is gone
     os._exit(0)
 
 

@@ -1,7 +1,7 @@
 """Process environment that must be right before Prefect, MLflow, DVC or Great Expectations is imported.
 
-All telemetry of all packages is off, nothing unpickles, nothing asks a hub, and Prefect keeps its
-database in the workspace unless the user named a server.
+All telemetry of all packages is off, nothing unpickles, nothing asks a hub, and what Prefect writes down
+stays in the workspace.
 """
 
 import os
@@ -33,7 +33,7 @@ def prepare(home: Path, environ: MutableMapping[str, str] = os.environ) -> None:
     """Set the variables; what the user set already stays, except for `QUIET`.
 
     Args:
-        home: the workspace; Prefect's database and results go below it when no server is named.
+        home: the workspace; Prefect's own home goes below it.
         environ: the environment to change, by default this process's.
     """
     environ.update(QUIET)

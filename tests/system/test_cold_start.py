@@ -11,12 +11,25 @@ import httpx
 import yaml
 
 from contracts.environment import QUIET
-from tests.system.processes import REPO, until
+from tests.system.processes import REPO, slugline, until
 
 HEAVY = {
     "alembic", "dvc", "great_expectations", "matplotlib", "mlflow", "numpy", "open_clip", "pandas", "prefect",
     "scipy", "sqlalchemy", "torch", "transformers",
 }  # fmt: skip
+OWNER = """
+import os, time
+from pathlib import Path
+from contracts import environment
+environment.prepare(Path(os.environ["SLUGLINE_HOME"]))
+from cli.private_server import prefect_api
+with prefect_api() as api:
+    from prefect import flow
+    api.wait()
+    flow(lambda: 1, name="trivial")()
+    print(api.url, flush=True)
+    time.sleep(600)
+"""
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -40,34 +53,27 @@ def test_flows_on_workers_keep_as_quiet_as_the_command_line() -> None:
 
 
 def test_a_private_server_dies_with_its_owner_and_keeps_no_run(tmp_path: Path) -> None:
-    """Prefect's own temporary server lives on after SIGKILL; the second one begins with a copied database."""
-    owner = (
-        "import time\n"
-        "from cli.private_server import prefect_api\n"
-        "with prefect_api() as api:\n"
-        "    from prefect import flow\n"
-        "    api.wait()\n"
-        "    flow(lambda: 1, name='trivial')()\n"
-        "    print(api.url, flush=True)\n"
-        "    time.sleep(600)\n"
+    """Prefect's own temporary server lives on after SIGKILL.  The second one here begins with a copy."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environ["SLUGLINE_HOME"] = str(tmp_path / "home")
+    refused = slugline("run", "req-0123456789abcdef", environ=environ)
+    assert (refused.returncode, refused.stderr) == (2, "slugline: there is no request req-0123456789abcdef\n")
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWNER], cwd=REPO, env=environ, stdout=subprocess.PIPE, text=True
     )
-    environ = {**os.environ, "PREFECT_HOME": str(tmp_path)}
-    environ.pop("PREFECT_API_URL", None)
-    for _ in range(2):
-        process = subprocess.Popen(
-            [sys.executable, "-c", owner], cwd=REPO, env=environ, stdout=subprocess.PIPE, text=True
-        )
-        try:
-            assert process.stdout is not None
-            url = process.stdout.readline().strip()
-            assert httpx.get(f"{url}/health", timeout=30).json() is True
-        finally:
-            process.kill()
-            process.wait()
-        until(lambda url=url: _gone(url), "the server ends", timeout_s=20)
-        (empty,) = (path for path in tmp_path.rglob("*") if path.is_file())
-        with closing(sqlite3.connect(empty)) as database:
-            assert database.execute("SELECT count(*) FROM flow_run").fetchone() == (0,)
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert httpx.get(f"{url}/health", timeout=30).json() is True
+    finally:
+        process.kill()
+        process.wait()
+
+    until(lambda: _gone(url), "the server ends", timeout_s=20)
+    (empty,) = (tmp_path / "home" / "prefect").iterdir()
+    with closing(sqlite3.connect(empty)) as database:
+        assert database.execute("SELECT count(*) FROM flow_run").fetchone() == (0,)
 
 
 def _gone(url: str) -> bool | None:

@@ -68,7 +68,7 @@ def test_demo_killed_twice_completes_and_calls_nobody(environ: Mapping[str, str]
     _kill(demo, environ, lambda: (home / "registry.lock").exists())
     _kill(demo, environ, lambda: _versions(home) == 2)
 
-    done = slugline(*demo, environ=environ, timeout_s=600)
+    done = slugline(*demo, environ=environ, timeout_s=900)
 
     assert done.returncode == 0, done.stderr
     runs: list[dict[str, Any]] = json.loads(done.stdout)["runs"]
