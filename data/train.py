@@ -3,11 +3,17 @@
 Run as `python -m data.train`.  A checkpoint under `.slugline/train/` makes it resumable: every
 batch is drawn from generators seeded by (seed, step), so a resumed run takes the same steps.
 
+Other seeds, and models that never saw what is to be forgotten, are trained beside it:
+
+    python -m data.train --seed 8 --out .slugline/models/seed-8
+    python -m data.train --without ids.txt --out .slugline/models/retrained
+
 What is published is a running average of the weights (decay `average`), which does better on hands
 that training never saw than the last step does.  The curve is measured on the search hand; the
 holdout hands are looked at once, at the end.
 """
 
+import argparse
 import gzip
 import json
 import math
@@ -24,28 +30,45 @@ from torch import Tensor, nn
 from contracts.canonical import digest
 from data.augment import augment, plain
 from data.batches import Batches
+from data.checkpoint import resume, save
 from unlearning.families.clip import ClipModel
 
-OUT = Path("data/models/reference")
-METRICS = Path("data/models/metrics.json")
-CURVE = Path("data/models/curve.csv")
-CHECKPOINT = Path(".slugline/train/checkpoint.pt")
+OUT = Path("data/models")
+CHECKPOINTS = Path(".slugline/train")
 EVERY = 250
 BETAS = (0.9, 0.98)
 MAX_SCALE = math.log(100)
 
 
 def main() -> None:
-    """Train, resuming from the checkpoint if its parameters are the same; write model, metrics and curve."""
+    """Train, resuming from the checkpoint of the same parameters; write model, metrics and curve."""
     import yaml
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seed", type=int, help="instead of params.yaml's")
+    parser.add_argument("--without", type=Path, help="file of concept ids, one a line, to leave out")
+    parser.add_argument("--out", type=Path, default=OUT, help="gets reference/, metrics.json and curve.csv")
+    told = parser.parse_args()
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    if told.seed is not None:
+        params["train"]["seed"] = told.seed
+    without = frozenset(told.without.read_text().split() if told.without else ())
+    drawings = pd.read_parquet("data/corpus/drawings.parquet")
+    unknown = without - set(drawings["object"])
+    if unknown:
+        parser.error(f"nothing was drawn of {sorted(unknown)[0]}")
+    train(drawings[~drawings["object"].isin(without)], params, told.out)
+
+
+def train(drawings: pd.DataFrame, params: dict[str, Any], out: Path) -> None:
+    """Train on those of the drawings that may be trained on, and publish; see `main`."""
     from tqdm import tqdm
 
-    params = yaml.safe_load(Path("params.yaml").read_text())
     options, templates = params["train"], params["split"]["templates"]
     torch.set_num_threads(int(os.environ.get("SLUGLINE_THREADS", "2")))
     torch.manual_seed(options["seed"])
-    drawings = pd.read_parquet("data/corpus/drawings.parquet")
-    batches = Batches(_trained(drawings), templates, options)
+    trained = _trained(drawings)
+    batches = Batches(trained, templates, options)
     model, published = _new_model(options), _new_model(options)
     net = model.net.requires_grad_(True).to(memory_format=torch.channels_last)
     averaged = published.net.state_dict()
@@ -55,9 +78,10 @@ def main() -> None:
             {"params": [p for p in net.parameters() if p.ndim < 2], "weight_decay": 0.0},
         ],
         betas=BETAS,
+        fused=True,
     )
-    key = digest([options, params["split"]])
-    step, curve = _resume(key, net, averaged, optimizer)
+    checkpoint = CHECKPOINTS / f"{digest([options, params['split'], sorted(trained['sha256'])])[:16]}.pt"
+    step, curve = resume(checkpoint, net, averaged, optimizer)
     losses = []
     with tqdm(total=options["steps"], initial=step, desc="train", unit="step") as bar:
         while step < options["steps"]:
@@ -72,8 +96,8 @@ def main() -> None:
                 curve.append({"step": step, "loss": sum(losses) / len(losses), "top1": top1, "top5": top5})
                 bar.set_postfix(loss=f"{curve[-1]['loss']:.3f}", search_top1=f"{top1:.3f}")
                 losses = []
-                _save(key, net, averaged, optimizer, step, curve)
-    _publish(published, drawings, params, curve)
+                save(checkpoint, net, averaged, optimizer, step, curve)
+    _publish(published, drawings, params, curve, out)
 
 
 def _trained(drawings: pd.DataFrame) -> pd.DataFrame:
@@ -164,7 +188,7 @@ def _learning_rate(step: int, options: dict[str, Any]) -> float:
 
 
 def accuracy(model: ClipModel, held: pd.DataFrame, templates: list[str]) -> tuple[float, float]:
-    """Zero-shot top-1 and top-5 of drawings against the names of all concepts the model was trained on."""
+    """Zero-shot top-1 and top-5 of drawings against the names of the whole vocabulary."""
     labels = pd.read_parquet("data/labels/labels.parquet")
     labels = labels[labels["seen"] & (labels["axis"] == "object")].reset_index(drop=True)
     model.net.eval()
@@ -176,46 +200,13 @@ def accuracy(model: ClipModel, held: pd.DataFrame, templates: list[str]) -> tupl
     return hits[:, 0].float().mean().item(), hits.any(1).float().mean().item()
 
 
-def _resume(
-    key: str, net: Any, averaged: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> tuple[int, list[dict[str, float]]]:
-    if not CHECKPOINT.exists():
-        return 0, []
-    saved = torch.load(CHECKPOINT, weights_only=True)
-    if saved["key"] != key:
-        return 0, []  # other parameters: start over
-    net.load_state_dict(saved["net"])
-    for name, value in saved["averaged"].items():
-        averaged[name].copy_(value)
-    optimizer.load_state_dict(saved["optimizer"])
-    return saved["step"], saved["curve"]
-
-
-def _save(
-    key: str,
-    net: Any,
-    averaged: dict[str, Tensor],
-    optimizer: Any,
-    step: int,
-    curve: list[dict[str, float]],
-) -> None:
-    CHECKPOINT.parent.mkdir(parents=True, exist_ok=True)
-    partial = CHECKPOINT.with_suffix(".partial")
-    state = {
-        "key": key,
-        "net": net.state_dict(),
-        "averaged": averaged,
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-        "curve": curve,
-    }
-    torch.save(state, partial)
-    partial.replace(CHECKPOINT)
-
-
 def _publish(
-    model: ClipModel, drawings: pd.DataFrame, params: dict[str, Any], curve: list[dict[str, float]]
+    model: ClipModel, drawings: pd.DataFrame, params: dict[str, Any], curve: list[dict[str, float]], out: Path
 ) -> None:
+    """Write the model in half precision, then measure what was written."""
+    shutil.rmtree(out / "reference", ignore_errors=True)
+    model.save(out / "reference", torch.float16)
+    model = ClipModel.load(out / "reference")
     templates = params["split"]["templates"]["object"]
     metrics: dict[str, Any] = {"parameters": sum(p.numel() for p in model.net.parameters())}
     for role in ("search", "holdout"):
@@ -231,10 +222,8 @@ def _publish(
         "top1": round(top1, 4),
         "top5": round(top5, 4),
     }
-    shutil.rmtree(OUT, ignore_errors=True)
-    model.save(OUT)
-    pd.DataFrame(curve).to_csv(CURVE, index=False)
-    METRICS.write_text(json.dumps(metrics, indent=2) + "\n")
+    pd.DataFrame(curve).to_csv(out / "curve.csv", index=False)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(json.dumps(metrics["holdout"]))
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from data import train
 from data.augment import augment, plain
 from data.batches import Batches
+from data.checkpoint import resume, save
 
 TEMPLATES = {"object": ["{}", "a picture of {}"], "style": ["{} style"]}
 OPTIONS = {
@@ -99,8 +100,8 @@ def test_transparent_pixels_become_white():
     assert plain(torch.zeros(1, 2, 2, 4, dtype=torch.uint8)).unique().tolist() == [255]
 
 
-def test_a_resumed_run_ends_with_the_same_weights_and_average(drawings, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "CHECKPOINT", tmp_path / "checkpoint.pt")
+def test_a_resumed_run_ends_with_the_same_weights_and_average(drawings, tmp_path):
+    checkpoint = tmp_path / "train" / "some.pt"
     batches = Batches(drawings, TEMPLATES, OPTIONS)
 
     def new():
@@ -117,10 +118,10 @@ def test_a_resumed_run_ends_with_the_same_weights_and_average(drawings, tmp_path
     for step in range(4):
         take(straight, mean, optimizer, step)
         if step == 1:
-            train._save("key", straight.net, mean, optimizer, step + 1, [])
+            save(checkpoint, straight.net, mean, optimizer, step + 1, [])
     resumed, again, optimizer = new()
-    assert train._resume("other key", resumed.net, again, optimizer) == (0, [])
-    step, _ = train._resume("key", resumed.net, again, optimizer)
+    assert resume(tmp_path / "other.pt", resumed.net, again, optimizer) == (0, [])
+    step, _ = resume(checkpoint, resumed.net, again, optimizer)
     assert step == 2
     for step in range(2, 4):
         take(resumed, again, optimizer, step)
