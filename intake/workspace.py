@@ -51,7 +51,8 @@ class Workspace:
             tracking_uri=variables.get(TRACKING_VARIABLE) or None,
         )
         try:
-            for folder in (home, workspace.runs, workspace.reports, workspace.evidence, workspace.locks):
+            folders = [workspace.runs, workspace.reports, workspace.evidence, workspace.locks]
+            for folder in (home, *folders, workspace.cache):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"the workspace {home} cannot be created: {error.strerror}") from None
@@ -76,6 +77,11 @@ class Workspace:
     def locks(self) -> Path:
         """Lock files; they hold no content, only kernel locks of living processes."""
         return self.home / "locks"
+
+    @property
+    def cache(self) -> Path:
+        """What is measured once and used again; it may be deleted at any time."""
+        return self.home / "cache"
 
     @contextmanager
     def run_folder(self, request_id: str) -> Iterator[Path]:

@@ -14,7 +14,8 @@ out places of an image where every output is behind a closed ReLU.
 
 Neighbouring places of an image are much alike, and early convolutions see thousands of them: of a
 convolution's places every s-th is used, beginning one place further in each image, with the largest s
-that still leaves `ROWS_PER_INPUT` rows per input.
+that still leaves `ROWS_PER_INPUT` rows per input.  An image's place in the set decides where it begins,
+so the sums of parts of a set add up to those of the whole.
 
 Weights shaped as vectors (gains of normalisations) have no second moment here: a gain scales every
 item's channel alike, and a normalised channel's energy is about 1 on any set, so there is no direction
@@ -34,8 +35,9 @@ import torch
 from torch import Tensor, nn
 
 from contracts.errors import ModelError
-from unlearning.families.clip import ClipModel, Images
+from unlearning.families.clip import ClipModel, Images, tower_of
 from unlearning.gradients import Gradients, retain_gradient
+from unlearning.inplace import requiring_grad
 from unlearning.moments_graph import Use, uses
 
 ROWS_PER_INPUT = 8
@@ -83,7 +85,38 @@ class Moments:
     rows: int
 
 
-def retain_gradient_and_moments(
+@dataclass(frozen=True, eq=False)
+class MomentSums:
+    """Second moments before the division by their rows: those of parts of a set add up to the set's.
+
+    Attributes:
+        form: how the weight is read as matrices.
+        inputs: (P, n, n) sum of a a^T over rows.
+        outputs: (P, o, o) sum of g g^T over rows, or None if it was not asked for.
+        rows: how many rows counted.
+    """
+
+    form: MatrixForm
+    inputs: Tensor
+    outputs: Tensor | None
+    rows: int
+
+    def mean(self) -> Moments:
+        """The moments of the set."""
+        rows = max(self.rows, 1)
+        return Moments(
+            self.form, self.inputs / rows, None if self.outputs is None else self.outputs / rows, self.rows
+        )
+
+    def less(self, part: "MomentSums") -> "MomentSums":
+        """The sums of the set without a part of it; of the inputs only.
+
+        Output gradients belong to the batch they were taken in: those of a part by itself are others.
+        """
+        return MomentSums(self.form, self.inputs - part.inputs, None, self.rows - part.rows)
+
+
+def retain_gradient_and_sums(
     model: ClipModel,
     images: Images,
     captions: Sequence[str],
@@ -95,8 +128,8 @@ def retain_gradient_and_moments(
     widest: int | None = None,
     with_outputs: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Gradients, dict[str, Moments]]:
-    """The retain gradient of the named layers, and the second moments of those that are matrices.
+) -> tuple[Gradients, dict[str, MomentSums]]:
+    """The retain gradient of the named layers, and sums of second moments of those that are matrices.
 
     They depend on the weights and the retain set alone, not on what is to be forgotten.  Moments come in
     the order of the backward pass: a tower's first one is the projection that makes its features.
@@ -117,43 +150,72 @@ def retain_gradient_and_moments(
         InputError: see `unlearning.gradients.retain_gradient`.
         ModelError: a gradient or a moment is not finite (the message names the tensor).
     """
-    weights = {layer: model.parameters[layer] for layer in layers if model.parameters[layer].ndim > 1}
-    sums = _Sums(weights, len(images), widest, with_outputs)
+    collector = _Collector(_matrices(model, layers), len(images), widest, with_outputs)
     gradient = retain_gradient(
-        _Watched(model, sums.watch),  # type: ignore[arg-type]
+        model,
         images,
         captions,
         layers,
         retain_batch=retain_batch,
         micro_batch=micro_batch,
         seed=seed,
+        watch=collector.watch,
         progress=progress,
     )
-    return gradient, sums.moments()
+    return gradient, collector.sums()
 
 
-class _Watched:
-    """A model that shows its features to `watch` when they carry a graph."""
+def part_sums(
+    model: ClipModel,
+    images: Images,
+    captions: Sequence[str],
+    layers: Sequence[str],
+    *,
+    rows: Tensor,
+    n_items: int,
+    micro_batch: int,
+    widest: int | None = None,
+) -> dict[str, MomentSums]:
+    """What some items of a set add to `retain_gradient_and_sums` of the whole of it; of the inputs only.
 
-    def __init__(self, model: ClipModel, watch: Callable[[Tensor], None]) -> None:
-        self._model, self._watch = model, watch
+    Which rows of an input count is a matter of the network's structure, so any direction of the
+    features will do in place of the loss's gradient: a fixed one, drawn by seed.
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
+    Args:
+        model: at the weights to measure at; they stay as they are.
+        images: uint8 (N, H, W, 3), the items of the part.
+        captions: N texts.
+        layers: weight names.
+        rows: (N,) where in the whole set the items stand.
+        n_items: how many items the whole set has.
+        micro_batch: items encoded at a time; decides memory, not the result.
+        widest: as for the whole set.
 
-    def image_features(self, pixels: Tensor) -> Tensor:
-        return self._seen(self._model.image_features(pixels))
+    Raises:
+        ModelError: a moment is not finite (the message names the tensor).
+    """
+    weights = _matrices(model, layers)
+    collector = _Collector(weights, n_items, widest, with_outputs=False)
+    pixels, tokens = torch.as_tensor(images), model.tokenize(captions)
+    with requiring_grad(model.net, weights):
+        for piece in torch.split(torch.arange(len(rows)), micro_batch):
+            for tower in sorted({tower_of(layer) for layer in weights}):
+                if tower == "vision":
+                    features = model.image_features(model.preprocess(pixels[piece]))
+                else:
+                    features = model.text_features(tokens[piece])
+                collector.watch(features, rows[piece])
+                direction = torch.randn(features.shape[1], generator=torch.Generator().manual_seed(0))
+                own = [weight for layer, weight in weights.items() if tower_of(layer) == tower]
+                torch.autograd.grad((features @ direction.to(features)).sum(), own)
+    return collector.sums()
 
-    def text_features(self, tokens: Tensor) -> Tensor:
-        return self._seen(self._model.text_features(tokens))
 
-    def _seen(self, features: Tensor) -> Tensor:
-        if features.requires_grad:
-            self._watch(features)
-        return features
+def _matrices(model: ClipModel, layers: Sequence[str]) -> dict[str, nn.Parameter]:
+    return {layer: model.parameters[layer] for layer in layers if model.parameters[layer].ndim > 1}
 
 
-class _Sums:
+class _Collector:
     """Running sums of the second moments; they grow in the backward pass of every watched forward pass."""
 
     def __init__(
@@ -164,11 +226,10 @@ class _Sums:
         self._inputs: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
         self._rows: dict[str, int] = {}
-        self._images: dict[str, int] = {}
         self._forms: dict[str, MatrixForm] = {}
 
-    def watch(self, features: Tensor) -> None:
-        """Count, when the graph behind `features` is differentiated, what passed through it."""
+    def watch(self, features: Tensor, items: Tensor) -> None:
+        """Count, when the graph behind the `features` of these items is differentiated, what passed through."""
         for use in uses(features, self._weights):
             if self._widest is not None and use.width > self._widest:
                 continue
@@ -177,44 +238,40 @@ class _Sums:
 
             def add(gradients: Sequence[Tensor], use: Use = use, handles: list[Any] = handles) -> None:
                 handles.pop().remove()  # node and hook would keep each other alive
-                self._add(use, gradients[0])
+                self._add(use, gradients[0], items)
 
             handles.append(use.node.register_prehook(add))
 
-    def moments(self) -> dict[str, Moments]:
-        """The means so far, of the layers that were used.
+    def sums(self) -> dict[str, MomentSums]:
+        """The sums so far, of the layers that were used.
 
         Raises:
             ModelError: one is not finite.
         """
         found = {}
         for layer, rows in self._rows.items():
-            inputs = self._inputs.pop(layer).div_(max(rows, 1))
-            outputs = self._outputs.pop(layer).div_(max(rows, 1)) if self._with_outputs else None
+            inputs, outputs = self._inputs.pop(layer), self._outputs.pop(layer, None)
             if not all(bool(torch.isfinite(m).all()) for m in (inputs, outputs) if m is not None):
                 raise ModelError(f"the second moment of what enters or leaves {layer} is not finite")
-            found[layer] = Moments(self._forms[layer], inputs, outputs, rows)
+            found[layer] = MomentSums(self._forms[layer], inputs, outputs, rows)
         return found
 
-    def _add(self, use: Use, gradient: Tensor) -> None:
+    def _add(self, use: Use, gradient: Tensor, items: Tensor) -> None:
         gradients = use.output_gradients(gradient)
         # Of a grouped convolution a place counts for all parts if a gradient reaches one.
         counts = (gradients != 0).any(dim=2).any(dim=0)
         if gradient.ndim == 4:
-            counts &= self._sample(use, len(gradient), gradient[0, 0].numel()).to(counts.device)
+            counts &= self._sample(use, items, gradient[0, 0].numel()).to(counts.device)
         self._rows[use.layer] = self._rows.get(use.layer, 0) + int(counts.sum())
         if self._with_outputs:
             _add_outer(self._outputs, use.layer, gradients[:, counts])
         for rows in use.inputs(counts):
             _add_outer(self._inputs, use.layer, rows)
 
-    def _sample(self, use: Use, n_images: int, n_places: int) -> Tensor:
-        """Which of the next images' places are used, (n_images * n_places,); the same for any micro-batch."""
-        first = self._images.get(use.layer, 0)
-        self._images[use.layer] = first + n_images
+    def _sample(self, use: Use, items: Tensor, n_places: int) -> Tensor:
+        """Which places of these images are used, (len(items) * n_places,): an image's are always the same."""
         every = max(1, self._n_items * n_places // (ROWS_PER_INPUT * use.width))
-        images, places = torch.arange(first, first + n_images), torch.arange(n_places)
-        return ((images[:, None] + places) % every == 0).flatten()
+        return ((items[:, None] + torch.arange(n_places)) % every == 0).flatten()
 
 
 def _add_outer(sums: dict[str, Tensor], layer: str, rows: Tensor) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from contracts.errors import InputError
 from contracts.values import Edit, LayerScore, Method, StepTrial
+from unlearning.retain_statistics import KnownRetain
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, total)."""
@@ -31,6 +32,8 @@ class UnlearnInputs:
         search_images: uint8 (N_s, H, W, 3), items of targets and of classes to keep.
         search_labels: (N_s,) true classes.
         seed: order of the retain batches.
+        known_retain: statistics of the whole retain set at the model's weights, where somebody has
+            them; they must be what the method's `statistics` names.
 
     Raises:
         InputError: sizes, types or labels contradict each other, or a part is empty.
@@ -48,6 +51,7 @@ class UnlearnInputs:
     search_images: NDArray[np.uint8]
     search_labels: NDArray[np.int64]
     seed: int = 0
+    known_retain: KnownRetain | None = None
 
     def __post_init__(self) -> None:
         n = len(self.class_ids)

@@ -12,7 +12,7 @@ from contracts.errors import ModelError
 from unlearning import moments as moments_module
 from unlearning.families.clip import ClipModel
 from unlearning.gradients import retain_gradient
-from unlearning.moments import MatrixForm, Moments, retain_gradient_and_moments
+from unlearning.moments import MatrixForm, Moments, retain_gradient_and_sums
 from unlearning.moments_graph import uses
 from unlearning.objectives import retain_loss
 
@@ -25,7 +25,7 @@ def layers_of(model: ClipModel) -> list[str]:
 
 def measure(model: ClipModel, task, micro_batch: int = 1000, **options) -> dict[str, Moments]:
     inputs = task.inputs(2)
-    _, moments = retain_gradient_and_moments(
+    _, sums = retain_gradient_and_sums(
         model,
         inputs.retain_images,
         inputs.retain_captions,
@@ -35,7 +35,7 @@ def measure(model: ClipModel, task, micro_batch: int = 1000, **options) -> dict[
         seed=0,
         **options,
     )
-    return moments
+    return {layer: own.mean() for layer, own in sums.items()}
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_the_gradient_that_comes_along_is_the_retain_gradient(model: ClipModel, 
     inputs, layers = task.inputs(2), layers_of(model)
     arguments = (model, inputs.retain_images, inputs.retain_captions, layers)
     options = {"retain_batch": RETAIN_BATCH, "micro_batch": 4, "seed": 0}
-    gradient, _ = retain_gradient_and_moments(*arguments, **options)
+    gradient, _ = retain_gradient_and_sums(*arguments, **options)
     alone = retain_gradient(*arguments, **options)
     assert all(torch.equal(gradient[layer], alone[layer]) for layer in layers)
     assert not any(p.requires_grad for p in model.net.parameters())
@@ -287,12 +287,12 @@ def test_a_sample_of_places_covers_all_of_them_over_the_images(monkeypatch) -> N
     images = torch.randn(8, 2, 5, 5)
 
     def run(pieces: list[int]) -> Moments:
-        sums = moments_module._Sums({"w": weight}, 8, None, True)
-        for piece in images.split(pieces):
-            out = functional.conv2d(piece, weight)
-            sums.watch(out)
+        collector = moments_module._Collector({"w": weight}, 8, None, True)
+        for piece in torch.arange(8).split(pieces):
+            out = functional.conv2d(images[piece], weight)
+            collector.watch(out, piece)
             torch.autograd.grad(out.square().sum(), weight)
-        return sums.moments()["w"]
+        return collector.sums()["w"].mean()
 
     whole, pieces = run([8]), run([3, 5])
     kept = [(i, p) for i in range(8) for p in range(25) if (i + p) % 10 == 0]
@@ -308,11 +308,11 @@ def test_a_sample_of_places_covers_all_of_them_over_the_images(monkeypatch) -> N
 def test_places_behind_a_closed_relu_do_not_count() -> None:
     weight = nn.Parameter(torch.tensor([[[[1.0]]]]))
     images = torch.tensor([[[[2.0, -3.0], [0.5, -1.0]]]])
-    sums = moments_module._Sums({"w": weight}, 1, None, True)
+    collector = moments_module._Collector({"w": weight}, 1, None, True)
     out = functional.conv2d(images, weight).relu()
-    sums.watch(out)
+    collector.watch(out, torch.tensor([0]))
     torch.autograd.grad(out.sum(), weight)
-    moments = sums.moments()["w"]
+    moments = collector.sums()["w"].mean()
     assert moments.rows == 2
     assert float(moments.inputs) == pytest.approx((4.0 + 0.25) / 2)
     assert float(moments.outputs) == 1.0

@@ -14,7 +14,7 @@ from unlearning import ClipModel, UnlearnInputs, methods, unlearn
 from unlearning.families.clip import tower_of
 from unlearning.gradients import forget_gradient
 from unlearning.inplace import edited
-from unlearning.moments import MatrixForm, Moments, retain_gradient_and_moments
+from unlearning.moments import MatrixForm, Moments, retain_gradient_and_sums
 from unlearning.moments_solve import Preconditioner
 from unlearning.profile import score_layers
 from unlearning.request import JOINT, Profile
@@ -129,7 +129,7 @@ def test_bad_options_are_refused_before_any_work(task, options, said: str) -> No
 def gradients_and_moments(model: ClipModel, inputs: UnlearnInputs, method):
     layers = [c.name for c in model.candidates() if len(c.shape) > 1]
     forget = forget_gradient(model, inputs.forget_images, inputs.forget_captions, layers, 1000)
-    retain, moments = retain_gradient_and_moments(
+    retain, sums = retain_gradient_and_sums(
         model,
         inputs.retain_images,
         inputs.retain_captions,
@@ -138,7 +138,7 @@ def gradients_and_moments(model: ClipModel, inputs: UnlearnInputs, method):
         micro_batch=1000,
         seed=inputs.seed,
     )
-    return forget, retain, moments
+    return forget, retain, {layer: own.mean() for layer, own in sums.items()}
 
 
 def test_the_projection_and_the_best_predicted_layers_of_each_tower_are_searched(

@@ -6,6 +6,10 @@ A method is a module here with
     profile(model, inputs, method, progress)      layer scores, and directions to step along
     edit(model, inputs, method, profile, progress)  search, and change the model in place
 
+and, if it can do with statistics of the whole retain set that were taken before,
+
+    statistics(method, seed)                      which ones (`unlearning.retain_statistics`)
+
 and is named by its file, underscores as dashes: adding one touches no other file.  `profile` leaves
 the weights alone; after an exception in `edit` they are the old ones, bit for bit.
 """
@@ -19,6 +23,7 @@ from contracts.errors import InputError
 from contracts.values import Method
 from unlearning.families.clip import ClipModel
 from unlearning.request import Outcome, Profile, Progress, UnlearnInputs, check_method
+from unlearning.retain_statistics import Wanted
 
 
 class UnlearningMethod(Protocol):
@@ -59,6 +64,16 @@ def check(method: Method, n_classes: int) -> None:
     """
     from_plain(method_named(method.name).Options, method.options)
     check_method(method, n_classes)
+
+
+def statistics(method: Method, seed: int) -> Wanted | None:
+    """Which statistics of the whole retain set the method takes as `known_retain`; None if it takes none.
+
+    Raises:
+        InputError: the method, or one of its options, is unknown or out of its range.
+    """
+    wanted = getattr(method_named(method.name), "statistics", None)
+    return None if wanted is None else cast(Wanted | None, wanted(method, seed))
 
 
 def profile(

@@ -29,11 +29,12 @@ from contracts.canonical import from_plain
 from contracts.errors import InputError
 from contracts.values import LayerScore, Method
 from unlearning.families.clip import ClipModel, tower_of
-from unlearning.gradients import forget_gradient
-from unlearning.moments import retain_gradient_and_moments
+from unlearning.gradients import Gradients, forget_gradient
+from unlearning.moments import Moments, retain_gradient_and_sums
 from unlearning.moments_solve import Preconditioner
 from unlearning.profile import score_layers
 from unlearning.request import JOINT, Outcome, Profile, Progress, UnlearnInputs
+from unlearning.retain_statistics import Wanted
 from unlearning.stepping import step_and_edit
 
 
@@ -80,18 +81,7 @@ def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: P
     """
     options = from_plain(Options, method.options)
     named = {c.name: c for c in model.candidates() if c.tower in method.towers and len(c.shape) > 1}
-    retain, moments = retain_gradient_and_moments(
-        model,
-        inputs.retain_images,
-        inputs.retain_captions,
-        list(named),
-        retain_batch=method.retain_batch,
-        micro_batch=method.micro_batch,
-        seed=inputs.seed,
-        widest=options.widest,
-        with_outputs=options.output_epsilon is not None,
-        progress=lambda done, total: progress("retain gradient", done, total),
-    )
+    retain, moments = _retain_side(model, inputs, method, options, list(named), progress)
     # Popped, so that moments and factors of all layers are never there together.
     solvers = {
         layer: Preconditioner(layer, moments.pop(layer), options.epsilon, options.output_epsilon)
@@ -117,6 +107,45 @@ def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: P
         }
         progress("forget gradients", done, len(groups))
     return Profile(scores, directions)
+
+
+def statistics(method: Method, seed: int) -> Wanted | None:
+    """Which statistics of the whole retain set would do; None if they have to be the request's own.
+
+    With the choice "predicted" the retain gradient decides nothing: the alignment that is reported may
+    be with the gradient of the whole set.
+    """
+    options = from_plain(Options, method.options)
+    if options.choose != "predicted" or options.output_epsilon is not None:
+        return None
+    return Wanted(method.towers, method.retain_batch, options.widest, seed)
+
+
+def _retain_side(
+    model: ClipModel,
+    inputs: UnlearnInputs,
+    method: Method,
+    options: Options,
+    layers: Sequence[str],
+    progress: Progress,
+) -> tuple[Gradients, dict[str, Moments]]:
+    """Retain gradient and second moments, from what is known of the retain set if anything is."""
+    if inputs.known_retain is not None:
+        moments = inputs.known_retain.moments(model, layers, method.micro_batch)
+        return inputs.known_retain.statistics.gradient, moments
+    gradient, sums = retain_gradient_and_sums(
+        model,
+        inputs.retain_images,
+        inputs.retain_captions,
+        layers,
+        retain_batch=method.retain_batch,
+        micro_batch=method.micro_batch,
+        seed=inputs.seed,
+        widest=options.widest,
+        with_outputs=options.output_epsilon is not None,
+        progress=lambda done, total: progress("retain gradient", done, total),
+    )
+    return gradient, {layer: sums[layer].mean() for layer in sums}
 
 
 def edit(

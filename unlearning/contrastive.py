@@ -1,0 +1,79 @@
+"""The gradient of the contrastive loss over one batch, exact, in pieces and over processes.
+
+The loss couples all items of a batch.  Features are computed first, without a graph; the loss is
+differentiated with respect to the features; then every piece is encoded again, with a graph, and its
+rows of that gradient are pushed through (GradCache, arXiv 2101.06983).  Over several processes each one
+does so for its share of the items, with the features of all gathered in between: the negatives
+of an item are the whole batch's, wherever they were encoded.
+
+Shapes: B items of a batch, D embedding width.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from contracts.values import Tower
+from unlearning import distributed
+from unlearning.families.clip import ClipModel
+from unlearning.objectives import retain_loss
+
+# Called with features (n, D) that carry a graph and the row numbers (n,) of their items in the whole set.
+Watch = Callable[[Tensor, Tensor], None]
+
+
+def surrogates(
+    model: ClipModel,
+    encode: Mapping[Tower, Callable[[Tensor], Tensor]],
+    rows: Tensor,
+    edited: Collection[Tower],
+    *,
+    micro_batch: int,
+    watch: Watch | None = None,
+) -> Iterator[Tensor]:
+    """Scalars whose gradients add up, over all processes, to that of the retain loss of one batch.
+
+    Args:
+        model: whose loss it is.
+        encode: by tower, from row numbers (n,) to features (n, D).
+        rows: (B,) row numbers of the batch's items, all of them; `encode` is asked for this process's own.
+        edited: towers that hold a weight to differentiate with respect to.
+        micro_batch: items encoded at a time.
+        watch: called with every piece of features that carries a graph, before it is differentiated.
+    """
+
+    def run(tower: Tower, part: Tensor) -> Tensor:
+        features = encode[tower](part)
+        if watch is not None and features.requires_grad:
+            watch(features, part)
+        return features
+
+    if distributed.size() == 1 and len(rows) <= micro_batch:
+        yield retain_loss(run("vision", rows), run("text", rows), model.logit_scale)
+        return
+    share = distributed.share(len(rows))
+    pieces = _split(rows[share], micro_batch)
+    in_one = len(pieces) == 1  # then its graph is kept, and nothing is encoded twice
+    with torch.set_grad_enabled(in_one):
+        first = {tower: [run(tower, piece) for piece in pieces] for tower in encode}
+    features = {tower: _gathered(model, own, len(rows)) for tower, own in first.items()}
+    towers = sorted(edited)
+    leaves = [features[tower].requires_grad_() for tower in towers]
+    loss = retain_loss(features["vision"], features["text"], model.logit_scale)
+    for tower, grad in zip(towers, torch.autograd.grad(loss, leaves), strict=True):
+        for number, piece_grad in enumerate(_split(grad[share], micro_batch)):
+            piece = first[tower][number] if in_one else run(tower, pieces[number])
+            yield (piece * piece_grad).sum()
+
+
+def _split(rows: Tensor, size: int) -> Sequence[Tensor]:
+    """Pieces of at most `size` rows; none of no rows, where torch would give an empty one."""
+    return torch.split(rows, size) if len(rows) else ()
+
+
+def _gathered(model: ClipModel, own: list[Tensor], n: int) -> Tensor:
+    """The features (n, D) of all processes, of which `own` are this one's pieces, perhaps none."""
+    width = model.config["model_cfg"]["embed_dim"]
+    mine = torch.cat(own).detach() if own else torch.empty(0, width, device=model.device)
+    return distributed.gather_rows(mine, n)
