@@ -236,7 +236,8 @@ def settle(
             edits.append(Edit(layer, tower_of(layer), best.step_size, concepts, change))
     assign(model.parameters, best.weights)
     evaluated = best.path if trials is None else tuple(trials)
-    return Outcome(tuple(edits), evaluated, (judge.original, *best.path), best.reached, profile.scores)
+    start = replace(judge.original, tower=best.path[-1].tower)
+    return Outcome(tuple(edits), evaluated, (start, *best.path), best.reached, profile.scores)
 
 
 def _norm(tensor: Tensor) -> float:

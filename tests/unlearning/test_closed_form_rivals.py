@@ -15,7 +15,6 @@ from unlearning.attempts import Judge, assign, restored, trainable, try_each
 from unlearning.gradients import forget_gradient, retain_gradient
 from unlearning.inplace import edited
 from unlearning.methods import ccup, razor, ssd
-from unlearning.request import JOINT
 from unlearning.search_split import Forgetting
 from unlearning.zero_shot import class_embeddings
 
@@ -227,10 +226,14 @@ def test_the_layers_above_the_threshold_get_the_combined_gradient(model: ClipMod
         cosine = functional.cosine_similarity(forget[layer].flatten(), retain[layer].flatten(), dim=0)
         size = forget[layer].norm() / model.parameters[layer].norm()
         phi[layer] = float(size * (1 - cosine) ** 0.5)
-    chosen = {layer for layer, score in phi.items() if score > 0.5 * max(phi.values())}
-    assert set(profile.directions) == {JOINT}
-    assert set(profile.directions[JOINT]) == chosen
-    for layer, direction in profile.directions[JOINT].items():
+    chosen = set()
+    for tower, vision in (("vision", True), ("text", False)):
+        own = {layer: score for layer, score in phi.items() if layer.startswith("visual.") == vision}
+        first = {layer for layer, score in own.items() if score > 0.5 * max(own.values())}
+        assert set(profile.directions[tower]) == first
+        chosen |= first
+    assert set(profile.directions) == {"vision", "text"}
+    for layer, direction in {**profile.directions["vision"], **profile.directions["text"]}.items():
         torch.testing.assert_close(direction, 2 * forget[layer] - retain[layer], rtol=1e-3, atol=1e-5)
     for scores in profile.scores.values():
         assert {s.layer for s in scores if s.on_front} == chosen
@@ -264,9 +267,11 @@ def test_razor_forgets_within_its_layers(model: ClipModel, task, targets: Any) -
     outcome = methods.edit(model, inputs, method, first)
     assert outcome.reached_target
     assert changed(model, before) == {edit.layer for edit in outcome.edits}
-    rounds = len(outcome.curve) - 1
-    assert set(first.directions[JOINT]) <= changed(model, before)
-    assert len(changed(model, before)) <= len(first.directions[JOINT]) + rounds - 1
+    rounds, (tower,) = len(outcome.curve) - 1, {edit.tower for edit in outcome.edits}
+    assert set(first.directions[tower]) <= changed(model, before)
+    assert len(changed(model, before)) <= len(first.directions[tower]) + rounds - 1
+    assert {t.tower for t in outcome.trials} == {"vision", "text"}
+    assert {t.tower for t in outcome.curve} == {tower}
     assert 1 <= rounds <= 7
     assert outcome.curve[-1].step_size == outcome.edits[0].step_size
 

@@ -16,7 +16,8 @@ Published without numbers, so ours: alpha, ratio (their lambda_f times rho), dri
 threshold, a share of the highest score; L_m as the mean squared difference of the cosines within a
 retain batch; a step is stable while the retained rate on the search split stays above `stable` of the
 original; eta is relative to each layer's ||w|| / ||update||; an expansion updates all chosen layers, and
-the last one must reach the target whatever it costs, so that methods compare at equal forgetting.
+the last one must reach the target whatever it costs, so that methods compare at equal forgetting; each
+tower is edited by itself, as SLUG has a front for each, and the one that keeps most is taken.
 Attention heads are not scored apart, as theirs are.
 
 Shapes: B pairs of a retain batch, D embedding width.
@@ -37,7 +38,7 @@ from unlearning.families.clip import ClipModel
 from unlearning.gradients import Gradients, forget_gradient, retain_gradient
 from unlearning.inplace import apply, edited, requiring_grad
 from unlearning.profile import score_layers
-from unlearning.request import JOINT, Outcome, Profile, Progress, UnlearnInputs
+from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
 from unlearning.search import smallest_reaching
 from unlearning.search_split import Forgetting
 from unlearning.stepping import FIRST_RELATIVE_STEP
@@ -48,7 +49,7 @@ class Options:
     """Hyper-parameters; see above for which are published.
 
     alpha: weight of the disagreement of the two gradients in the score, 0..1.
-    threshold: a layer is edited from the start if it scores above this share of the highest score.
+    threshold: a layer is edited from the start if it scores at least this share of its tower's highest.
     ratio: weight of the forget gradient.
     drift: weight of the gradient of the similarity drift.
     stable: share of the original retained rate that a step has to leave.
@@ -70,24 +71,34 @@ class Options:
 
 
 def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: Progress) -> Profile:
-    """Scores of all layers, and the combined gradient of those that are edited first.
+    """Scores of all layers, and for each tower the combined gradient of those that are edited first.
 
     The score is of the request as a whole: every concept has the same.  `alignment` is the signed
-    cosine and `on_front` says that a layer is edited from the start; the one set of directions
-    stands under `JOINT`.
+    cosine and `on_front` says that a layer is edited from the start; directions stand under the
+    name of their tower.
 
     Raises:
         ModelError: a gradient is not finite.
     """
     options = from_plain(Options, method.options)
-    forget, retain = _gradients(model, inputs, method, progress)
-    scores = _scores(model, method, forget, retain)
-    highest = max(value(score, options.alpha) for score in scores)
+    layers = [c.name for c in model.candidates() if c.tower in method.towers]
+    forget, retain = _gradients(model, inputs, method, layers, progress)
+    scores = _scores(model, forget, retain)
+    highest = {
+        tower: max(value(s, options.alpha) for s in scores if s.tower == tower) for tower in method.towers
+    }
     chosen = tuple(
-        replace(score, on_front=value(score, options.alpha) > options.threshold * highest) for score in scores
+        replace(s, on_front=value(s, options.alpha) >= options.threshold * highest[s.tower]) for s in scores
     )
-    directions = {s.layer: options.ratio * forget[s.layer] - retain[s.layer] for s in chosen if s.on_front}
-    return Profile({inputs.class_ids[target]: chosen for target in inputs.targets}, {JOINT: directions})
+    directions = {
+        tower: {
+            s.layer: options.ratio * forget[s.layer] - retain[s.layer]
+            for s in chosen
+            if s.on_front and s.tower == tower
+        }
+        for tower in method.towers
+    }
+    return Profile({inputs.class_ids[target]: chosen for target in inputs.targets}, directions)
 
 
 def value(score: LayerScore, alpha: float) -> float:
@@ -98,7 +109,7 @@ def value(score: LayerScore, alpha: float) -> float:
 def edit(
     model: ClipModel, inputs: UnlearnInputs, method: Method, profile: Profile, progress: Progress
 ) -> Outcome:
-    """Search a step, add a layer, search again; edit the model in place.
+    """In each tower search a step, add a layer, search again; edit the better one in place.
 
     The step size of a trial and of an edit is relative, ||update|| / ||w||, summed over the rounds.
 
@@ -107,12 +118,30 @@ def edit(
         ModelError: a gradient is not finite, or every step breaks the model.
     """
     check_profile(profile, inputs)
-    options = from_plain(Options, method.options)
-    directions = dict(profile.directions[JOINT])
     drift = Drift(model, inputs, method)
-    judge = Judge(model, inputs, method, tuple(directions))
+    attempts: list[Attempt] = []
+    trials: list[StepTrial] = []
+    for first in profile.directions.values():
+        judge = Judge(model, inputs, method, tuple(first))
+        found, tried = _rounds(model, inputs, method, judge, first, drift, progress)
+        attempts += found
+        trials += tried
+    return settle(model, inputs, judge, attempts, profile, trials)
+
+
+def _rounds(
+    model: ClipModel,
+    inputs: UnlearnInputs,
+    method: Method,
+    judge: Judge,
+    directions: Mapping[str, Tensor],
+    drift: "Drift",
+    progress: Progress,
+) -> tuple[list[Attempt], list[StepTrial]]:
+    """The state after each round in one tower, and every trial; the model ends as it began."""
+    options = from_plain(Options, method.options)
     floor = options.stable * (judge.original.retained_rate or 0.0)
-    names = [c.name for c in model.candidates() if c.tower in method.towers]
+    names = [c.name for c in model.candidates() if c.tower == judge.original.tower]
     attempts: list[Attempt] = []
     trials: list[StepTrial] = []
     taken = 0.0
@@ -130,14 +159,13 @@ def edit(
             if measured is None:
                 raise ModelError("the model does not give finite features after a step that did")
             seen, retained = measured
-            trial = judge.trial(taken, seen, retained)
-            path = (*(attempts[-1].path if attempts else ()), trial)
+            path = (*(attempts[-1].path if attempts else ()), judge.trial(taken, seen, retained))
             weights = {layer: model.parameters[layer].detach().clone() for layer in directions}
             attempts.append(Attempt(taken, weights, seen, judge.reached(seen), retained, path))
             if attempts[-1].reached or last:
                 break
-            directions = _expanded(model, inputs, method, options, directions, drift, progress)
-    return settle(model, inputs, judge, attempts, profile, trials)
+            directions = _expanded(model, inputs, method, names, directions, drift, progress)
+    return attempts, trials
 
 
 class Drift:
@@ -167,10 +195,9 @@ class Drift:
 
 
 def _gradients(
-    model: ClipModel, inputs: UnlearnInputs, method: Method, progress: Progress
+    model: ClipModel, inputs: UnlearnInputs, method: Method, layers: Sequence[str], progress: Progress
 ) -> tuple[Gradients, Gradients]:
     """Of the forget loss over all concepts and of the retain loss, at the present weights."""
-    layers = [c.name for c in model.candidates() if c.tower in method.towers]
     forget = forget_gradient(model, inputs.forget_images, inputs.forget_captions, layers, method.micro_batch)
     retain = retain_gradient(
         model,
@@ -185,8 +212,8 @@ def _gradients(
     return forget, retain
 
 
-def _scores(model: ClipModel, method: Method, forget: Gradients, retain: Gradients) -> tuple[LayerScore, ...]:
-    candidates = [c for c in model.candidates() if c.tower in method.towers]
+def _scores(model: ClipModel, forget: Gradients, retain: Gradients) -> tuple[LayerScore, ...]:
+    candidates = [c for c in model.candidates() if c.name in forget]
     return score_layers(candidates, model.parameters, forget, retain, "signed")
 
 
@@ -194,15 +221,15 @@ def _expanded(
     model: ClipModel,
     inputs: UnlearnInputs,
     method: Method,
-    options: Options,
+    names: Sequence[str],
     edited_so_far: Mapping[str, Tensor],
     drift: Drift,
     progress: Progress,
 ) -> dict[str, Tensor]:
-    """The combined gradient at the present weights, of the layers so far and the best new one."""
-    forget, retain = _gradients(model, inputs, method, progress)
-    scores = _scores(model, method, forget, retain)
-    new = [score for score in scores if score.layer not in edited_so_far]
+    """The combined gradient at the present weights, of the layers so far and the best new one of `names`."""
+    options = from_plain(Options, method.options)
+    forget, retain = _gradients(model, inputs, method, names, progress)
+    new = [score for score in _scores(model, forget, retain) if score.layer not in edited_so_far]
     best = max(new, key=lambda score: value(score, options.alpha), default=None)
     layers = [*edited_so_far, *([best.layer] if best else [])]
     moved = drift.gradient(layers)
