@@ -69,6 +69,7 @@ class Stepper:
         directions: what to step along.
         targets: class indices by concept id; several where `JOINT` stands for all concepts of a request.
         concepts: ids of all concepts, what `JOINT` stands for in the record of an edit.
+        least: smallest step, and smallest common factor on steps; tried first, and taken if it will do.
     """
 
     def __init__(
@@ -77,8 +78,10 @@ class Stepper:
         directions: Directions,
         targets: Mapping[str, Sequence[int]],
         concepts: Sequence[str],
+        least: float = 0.0,
     ) -> None:
         self._split, self._directions, self._targets = split, directions, targets
+        self._least = least
         self._concepts = tuple(concepts)
         self._all = [target for own in targets.values() for target in own]
         self._weights, self._method = split.model.parameters, split.method
@@ -205,7 +208,28 @@ class Stepper:
     def _smallest(
         self, observe: Callable[[float], Forgetting | None], first: float, at_zero: float
     ) -> StepSearch[Forgetting]:
-        budget = self._method.search_steps
+        if self._least == 0.0:
+            return self._beyond(observe, first, at_zero, self._method.search_steps)
+        seen = observe(self._least)
+        if seen is None:
+            return StepSearch((), None)
+        tried = ((self._least, seen),)
+        if self._reached(seen):
+            return StepSearch(tried, self._least)
+        further = self._beyond(
+            lambda extra: observe(self._least + extra),
+            self._least,
+            seen.margin,
+            self._method.search_steps - 1,
+        )
+        return StepSearch(
+            (*tried, *((self._least + extra, found) for extra, found in further.tried)),
+            None if further.smallest is None else self._least + further.smallest,
+        )
+
+    def _beyond(
+        self, observe: Callable[[float], Forgetting | None], first: float, at_zero: float, budget: int
+    ) -> StepSearch[Forgetting]:
         if self._method.step_rule == "bisection":
             return smallest_reaching(observe, self._reached, first, budget)
         return smallest_crossing(observe, lambda seen: seen.margin, first, budget, at_zero)
@@ -248,12 +272,18 @@ class Stepper:
 
 
 def step_and_edit(
-    model: ClipModel, inputs: UnlearnInputs, method: Method, profile: Profile, progress: Progress
+    model: ClipModel,
+    inputs: UnlearnInputs,
+    method: Method,
+    profile: Profile,
+    progress: Progress,
+    least: float = 0.0,
 ) -> Outcome:
     """Search every direction of every concept, choose a layer each, combine, and edit the model in place.
 
     The model must hold the weights that the profile was taken at.  Directions under `JOINT` alone are
-    stepped for all concepts at once: one layer, one step.
+    stepped for all concepts at once: one layer, one step.  A method whose directions have a length that
+    means something names the `least` step.
 
     Raises:
         InputError: the profile is of other concepts.
@@ -264,7 +294,7 @@ def step_and_edit(
     if set(profile.directions) != set(targets) or set(profile.scores) - {JOINT} - set(concepts):
         raise InputError("the profile was taken for other concepts than the request names")
     directions = {concept: profile.directions[concept] for concept in targets}
-    stepper = Stepper(SearchSplit(model, inputs, method), directions, targets, list(concepts))
+    stepper = Stepper(SearchSplit(model, inputs, method), directions, targets, list(concepts), least)
     found = stepper.search_layers(progress)
     trials = [trial for steps in found.values() for step in steps for trial in step.trials]
     best = [best_layer(steps) for steps in found.values()]

@@ -1,0 +1,272 @@
+"""uce: what is to be forgotten is rewritten to mean nothing in particular, in closed form.
+
+Unified concept editing (Gandikota et al., arXiv 2308.14761) changes one matrix so that the keys k_i of
+what is to be forgotten give chosen values and all other keys give what they gave.  Damped least squares:
+
+    D = w/F sum_i d_i k_i^T  (1/R sum_j k_j k_j^T + w/F sum_i k_i k_i^T + eps e I)^-1
+
+with d_i = what is missing at the layer's output, F forgotten and R retained keys, and e the mean energy
+of a retained key.  Here d_i leads from what a forgotten item gives to the mean of what retained ones give.
+Unlike along a gradient, every item is moved by its own lack and no further.
+
+D is a sum over the concepts of a request, D_c of the d_i of concept c, which leaves the others' keys where
+they are.  A key that is like retained ones is led less far than it should: the weight w of its concept grows
+until `share` of the change is made.  Steps are searched as SLUG does it, per concept and then one factor on
+the sum of all, but not below 1, the whole rewrite.
+
+    text tower     the last matrix with a nonlinearity before it: `mlp.c_proj` of the last block, at the end
+                   token; keys are the names in all templates and the captions.  No image is looked at.
+    vision tower   the projection that makes the features; keys are the images' pooled activations
+
+The paper edits the keys and values of a diffusion model's cross-attention, and leads to the empty prompt.
+
+Shapes: n items, L positions of an item, d inputs and o outputs of the matrix.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contracts.canonical import from_plain
+from contracts.errors import InputError, ModelError
+from contracts.values import LayerScore, Method, Tower
+from unlearning.families.clip import ClipModel
+from unlearning.linear_layers import LinearLayer, linear_layers
+from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
+from unlearning.stepping import step_and_edit
+from unlearning.zero_shot import fill_templates
+
+# Of a concept's weight.  Names that are the same as retained ones are not led apart by any weight.
+DOUBLINGS = 12
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much the two sides count.
+
+    share: of the change wanted for a concept that a step of 1 has to make, below 1.
+    epsilon: damping, relative to the mean energy of a retained key's coordinate.
+    least: smallest step; 1 is the whole rewrite, 0 looks for the smallest change that hides the concept.
+
+    Raises:
+        InputError: an option is out of its range.
+    """
+
+    share: float = 0.9
+    epsilon: float = 1e-3
+    least: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share < 1.0:
+            raise InputError(f"share must lie in 0..1, below 1, got {self.share}")
+        if not (self.epsilon > 0 and isfinite(self.epsilon)):
+            raise InputError(f"epsilon must be positive and finite, got {self.epsilon}")
+        if not (self.least >= 0 and isfinite(self.least)):
+            raise InputError(f"least must be a finite step of at least 0, got {self.least}")
+
+
+@dataclass(frozen=True, eq=False)
+class Keys:
+    """What items put into a matrix, and what there is after it.
+
+    Attributes:
+        inputs: (n, d) in fp64.
+        outputs: (n, o) in fp64, with everything that passes by the matrix or is added to it.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+
+
+def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: Progress) -> Profile:
+    """The rewrite of each tower's layer, by concept.
+
+    Of a score, importance is the share of the wanted change that a step of 1 makes, and alignment the
+    mean square of what it does to retained outputs, in units of their variance.
+
+    Raises:
+        ModelError: a tower is not one of open_clip's, or features are not finite.
+    """
+    options = from_plain(Options, method.options)
+    scores: dict[str, list[LayerScore]] = {inputs.class_ids[target]: [] for target in inputs.targets}
+    directions: dict[str, dict[str, Tensor]] = {concept: {} for concept in scores}
+    for done, tower in enumerate(method.towers, start=1):
+        layer, after = _layer(model, tower)
+        gone_items, owners, kept_items = _items(inputs, tower)
+        gone, kept = (
+            keys(model, tower, layer, after, part, method.micro_batch) for part in (gone_items, kept_items)
+        )
+        weight = model.parameters[layer.weight]
+        wanted = kept.outputs.mean(dim=0) - gone.outputs
+        changes = rewrite(gone.inputs, wanted, owners, kept.inputs, options)
+        for target, change in changes.items():
+            if not torch.isfinite(change).all():
+                raise ModelError(f"what enters or leaves {layer.weight} is not finite")
+            concept, own = inputs.class_ids[target], owners == target
+            directions[concept][layer.weight] = (
+                (change.T if layer.transposed else change).to(weight).contiguous()
+            )
+            scores[concept].append(
+                LayerScore(
+                    layer.weight,
+                    tower,
+                    weight.numel(),
+                    importance=_made(gone.inputs[own], wanted[own], change),
+                    alignment=_energy(kept.inputs @ change.T)
+                    / _energy(kept.outputs - kept.outputs.mean(dim=0)),
+                    on_front=True,
+                )
+            )
+        progress("keys", done, len(method.towers))
+    return Profile({concept: tuple(own) for concept, own in scores.items()}, directions)
+
+
+def edit(
+    model: ClipModel, inputs: UnlearnInputs, method: Method, profile: Profile, progress: Progress
+) -> Outcome:
+    """Search the step, choose a layer, and edit the model in place.
+
+    Raises:
+        InputError: the profile is of other concepts.
+        ModelError: every step breaks the model.
+    """
+    least = from_plain(Options, method.options).least
+    return step_and_edit(model, inputs, method, profile, progress, least)
+
+
+def rewrite(
+    gone: Tensor, wanted: Tensor, owners: Tensor, kept: Tensor, options: Options
+) -> dict[int, Tensor]:
+    """The change (o, d) of the matrix for every concept, at the smallest weights that make `share` of each.
+
+    Args:
+        gone: keys (F, d) that are to give something else.
+        wanted: (F, o) what has to be added to what they give.
+        owners: (F,) the concept each belongs to.
+        kept: keys (R, d) that are to give what they gave.
+        options: share and damping.
+    """
+    retained = kept.T @ kept / len(kept)
+    retained.diagonal().add_(options.epsilon * retained.diagonal().mean())
+    weights = torch.ones(len(gone), dtype=gone.dtype, device=gone.device)
+    changes: dict[int, Tensor] = {}
+    for _ in range(DOUBLINGS):
+        weighted = (weights / len(gone))[:, None] * gone
+        factor, _ = torch.linalg.cholesky_ex(retained + weighted.T @ gone)
+        missed = False
+        for concept in owners.unique().tolist():
+            own = owners == concept
+            changes[concept] = torch.cholesky_solve(weighted[own].T @ wanted[own], factor).T
+            if _made(gone[own], wanted[own], changes[concept]) < options.share:
+                weights[own] *= 2
+                missed = True
+        if not missed:
+            break
+    return changes
+
+
+@torch.no_grad()
+def keys(
+    model: ClipModel,
+    tower: Tower,
+    layer: LinearLayer,
+    after: nn.Module | None,
+    items: Any,
+    micro_batch: int,
+) -> Keys:
+    """Keys and outputs of items: texts, or uint8 images (n, H, W, 3).
+
+    Args:
+        model: at the weights to look at; they stay as they are.
+        tower: that the layer is in.
+        layer: the matrix.
+        after: the module whose output counts; None for the matrix itself with its bias.
+        items: what the tower reads.
+        micro_batch: items at a time; decides memory, not the result.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        seen["inputs"] = layer.seen(module, args, kwargs, output)
+
+    def listen_after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        seen["outputs"] = output
+
+    handles = [layer.module.register_forward_hook(listen, with_kwargs=True)]
+    if after is not None:
+        handles.append(after.register_forward_hook(listen_after))
+    found: list[tuple[Tensor, Tensor]] = []
+    try:
+        for piece in _pieces(items, micro_batch):
+            places = torch.zeros(len(piece), dtype=torch.long)
+            if tower == "text":
+                tokens = model.tokenize(piece)
+                places = model.text_lengths(tokens) - 1
+                model.text_features(tokens)
+            else:
+                model.image_features(model.preprocess(piece))
+            rows = torch.arange(len(piece))
+            read = seen["inputs"][rows, places].double()
+            found.append(
+                (read, seen["outputs"][rows, places].double() if after else _applied(model, layer, read))
+            )
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Keys(torch.cat([read for read, _ in found]), torch.cat([out for _, out in found]))
+
+
+def _layer(model: ClipModel, tower: Tower) -> tuple[LinearLayer, nn.Module | None]:
+    net: Any = model.net
+    if not hasattr(net, "transformer"):
+        raise ModelError("uce knows the layers of open_clip's own towers only")
+    last = len(net.transformer.resblocks) - 1
+    wanted = {
+        "text": (f"transformer.resblocks.{last}.mlp.c_proj.weight",),
+        "vision": ("visual.attnpool.c_proj.weight", "visual.proj"),
+    }[tower]
+    (layer,) = (found for found in linear_layers(model) if found.weight in wanted)
+    return layer, net.transformer.resblocks[last] if tower == "text" else None
+
+
+def _items(inputs: UnlearnInputs, tower: Tower) -> tuple[Any, Tensor, Any]:
+    """What is to be forgotten, the target that each of it belongs to, and what is to be kept.
+
+    As the tower reads it: texts or images.  A caption weighs as much as a name in a template, and the
+    same text counts once.
+    """
+    if tower == "vision":
+        owners = torch.as_tensor(inputs.forget_labels)
+        return torch.as_tensor(inputs.forget_images), owners, torch.as_tensor(inputs.retain_images)
+    gone: dict[str, int] = {}
+    for target in inputs.targets:
+        gone |= dict.fromkeys(fill_templates([inputs.class_names[target]], inputs.templates), target)
+    gone |= dict(zip(inputs.forget_captions, inputs.forget_labels.tolist(), strict=True))
+    others = [name for i, name in enumerate(inputs.class_names) if i not in set(inputs.targets)]
+    kept = dict.fromkeys([*fill_templates(others, inputs.templates), *inputs.retain_captions])
+    return list(gone), torch.tensor(list(gone.values())), list(kept)
+
+
+def _pieces(items: Sequence[str] | Tensor, size: int) -> Iterator[Any]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _applied(model: ClipModel, layer: LinearLayer, inputs: Tensor) -> Tensor:
+    weight = model.parameters[layer.weight].detach().double()
+    outputs = inputs @ (weight if layer.transposed else weight.T)
+    return outputs if layer.bias is None else outputs + model.parameters[layer.bias].detach().double()
+
+
+def _made(keys: Tensor, wanted: Tensor, change: Tensor) -> float:
+    """Share of the wanted changes that a change of the matrix makes: 1 - |what is left|^2 / |wanted|^2."""
+    return 1.0 - _energy(keys @ change.T - wanted) / _energy(wanted)
+
+
+def _energy(rows: Tensor) -> float:
+    """Mean squared length of the rows."""
+    return float(rows.square().sum(dim=1).mean())
