@@ -10,6 +10,8 @@ from contracts.canonical import to_plain
 from contracts.errors import InputError
 from intake.workspace import Workspace
 
+TOWERS = {"text": ["text"], "vision": ["vision"], "both": ["vision", "text"]}
+
 
 @click.group()
 def request() -> None:
@@ -31,6 +33,13 @@ def request() -> None:
     help="What to forget, by name or id; repeat for several.  "
     "[default: everything the forget set is labelled with]",
 )
+@click.option(
+    "--tower",
+    type=click.Choice(list(TOWERS)),
+    help="Which tower may be edited: `text` forgets the name, `vision` also what is seen.  "
+    "[default: slugline.yaml's]",
+)
+@click.option("--method", help="Unlearning method, for example slug.  [default: slugline.yaml's]")
 @click.option("--revision", help="Git revision of the sets.  [default: HEAD]")
 @click.option("--key", help="Idempotency key: the same request under the same key is added once.")
 @click.option(
@@ -47,6 +56,8 @@ def add(
     forget_set: str,
     axis: Any,
     names: tuple[str, ...],
+    tower: str | None,
+    method: str | None,
     revision: str | None,
     key: str | None,
     options: tuple[str, ...],
@@ -61,6 +72,10 @@ def add(
     """
     from tasks.requests import announce, take_in
 
+    if tower is not None:
+        options = (*options, f"method.towers={json.dumps(TOWERS[tower])}")
+    if method is not None:
+        options = (*options, f"method.name={json.dumps(method)}")
     added = take_in(Workspace.open(), model, axis, forget_set, names, parse_options(options), key, revision)
     if emit:
         announce(added.id)

@@ -95,9 +95,14 @@ def rules(repo: Path, model: str, axis: Axis) -> Rules:
 def choose(house: Rules, options: Mapping[str, Any]) -> Choice:
     """The rules of the house with a request's own options on top.
 
+    What only the house's method can be told goes if the request names another method.
+
     Raises:
         InputError: an option is unknown or of the wrong type.
     """
     asked = from_plain(Options, options)
-    method = from_plain(Method, {**house.method, **asked.method})
+    default = dict(house.method)
+    if asked.method.get("name", default.get("name")) != default.get("name"):
+        default.pop("options", None)
+    method = from_plain(Method, {**default, **asked.method})
     return Choice(method, asked.gates or house.gates, asked.seed)

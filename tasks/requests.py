@@ -51,7 +51,7 @@ def take_in(
 
     repo = repository()
     house = rules(repo, model, axis)
-    choose(house, options or {})  # an option that no run could use is refused now
+    how = choose(house, options or {}).method  # an option that no run could use is refused now
     # A run folder is owned by this process: a run that sweeps up after dead ones leaves it alone.
     with workspace.run_folder("intake") as scratch, PinnedRepo(repo, revision) as pinned:
         labels_folder, set_folder = scratch / "labels", scratch / "forget"
@@ -63,6 +63,10 @@ def take_in(
     if not present:
         raise SetError(f"the forget set {forget_set} holds no item with a label on axis {axis!r}")
     known = set(labels.loc[(labels["axis"] == axis) & labels["seen"], "id"])
+    if "method" in (options or {}):
+        from unlearning import methods  # seconds: where the method is the house's, the house has tried it
+
+        methods.check(how, len(known))
     make_id = concept_id if axis == "object" else style_id
     targets = {n if n in known else make_id(n): n for n in names} or {label: label for label in present}
     for target, name in targets.items():

@@ -95,6 +95,24 @@ class TestRequests:
         assert json.loads(slugline("request", "show", added["id"]).out)["state"] == "cancelled"
         assert list(workspace.runs.iterdir()) == []
 
+    @pytest.mark.parametrize(
+        ("tower", "towers"), [("text", ["text"]), ("vision", ["vision"]), ("both", ["vision", "text"])]
+    )
+    def test_say_which_tower_and_method(
+        self, workspace: Workspace, slugline: Slugline, tower: str, towers: list[str]
+    ) -> None:
+        given = ("--model", MODEL, "--forget-set", FORGET, "--tower", tower, "--method", "slug")
+
+        added = json.loads(slugline("request", "add", *given, "--option", "method.forget_at=2", "--json").out)
+
+        assert added["options"] == {"method": {"forget_at": 2, "towers": towers, "name": "slug"}}
+
+    def test_with_an_unknown_method_are_refused(self, workspace: Workspace, slugline: Slugline) -> None:
+        said = slugline("request", "add", "--model", MODEL, "--forget-set", FORGET, "--method", "magic")
+
+        assert said.code == 2
+        assert "magic" in said.errors[-1]
+
     def test_mean_all_that_the_set_is_labelled_with_by_default(
         self, workspace: Workspace, slugline: Slugline
     ) -> None:

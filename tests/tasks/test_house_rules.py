@@ -68,6 +68,17 @@ def test_a_request_overrides_single_options_of_the_house(repo: Path) -> None:
     assert (choice.method, choice.gates, choice.seed) == (Method(search_steps=4, forget_at=1), "mine.yaml", 3)
 
 
+def test_another_method_is_not_told_what_only_the_house_method_knows(tmp_path: Path) -> None:
+    method = {"name": "erase-linear", "options": {"shrinkage": 0.5}, "forget_at": 3}
+    house = {"models": {"clip": {"object": {**RULES, "method": method}}}}
+    (tmp_path / "slugline.yaml").write_text(yaml.safe_dump(house))
+    told = rules(tmp_path, "clip", "object")
+
+    assert choose(told, {"method": {"name": "slug"}}).method == Method(name="slug", forget_at=3)
+    assert choose(told, {"method": {"name": "erase-linear"}}).method.options == {"shrinkage": 0.5}
+    assert choose(told, {"method": {"forget_at": 1}}).method.options == {"shrinkage": 0.5}
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
