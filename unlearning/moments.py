@@ -27,7 +27,7 @@ and 4 P o^2 for the output factor of width o, next to the graph of one micro-bat
 Shapes: P parts of a grouped convolution (1 for everything else), R rows, o outputs and n inputs of a part.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +35,12 @@ import torch
 from torch import Tensor, nn
 
 from contracts.errors import ModelError
+from unlearning import distributed
 from unlearning.families.clip import ClipModel, Images, tower_of
 from unlearning.gradients import Gradients, retain_gradient
 from unlearning.inplace import requiring_grad
 from unlearning.moments_graph import Use, uses
+from unlearning.streams import PairBatch, streamed_retain_gradient
 
 ROWS_PER_INPUT = 8
 
@@ -162,6 +164,40 @@ def retain_gradient_and_sums(
         watch=collector.watch,
         progress=progress,
     )
+    collector.all_reduce()
+    return gradient, collector.sums()
+
+
+def streamed_retain_gradient_and_sums(
+    model: ClipModel,
+    batches: Iterable[PairBatch],
+    layers: Sequence[str],
+    *,
+    n_items: int,
+    micro_batch: int,
+    widest: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Gradients, dict[str, MomentSums]]:
+    """As `retain_gradient_and_sums`, of a set that is read as a stream (`unlearning.streams`).
+
+    Args:
+        model: at the weights to measure at; they stay as they are.
+        batches: the same ones, in the same order, on every process.
+        layers: weight names.
+        n_items: how many pairs the stream holds; decides how densely places of images are sampled.
+        micro_batch: items encoded at a time; decides memory, not the result.
+        widest: layers with more inputs have no moments taken; None takes those of all.
+        progress: called with the number of batches done.
+
+    Raises:
+        InputError: see `unlearning.streams.streamed_retain_gradient`.
+        ModelError: a gradient or a moment is not finite (the message names the tensor).
+    """
+    collector = _Collector(_matrices(model, layers), n_items, widest, with_outputs=False)
+    gradient = streamed_retain_gradient(
+        model, batches, layers, micro_batch=micro_batch, watch=collector.watch, progress=progress
+    )
+    collector.all_reduce()
     return gradient, collector.sums()
 
 
@@ -241,6 +277,15 @@ class _Collector:
                 self._add(use, gradients[0], items)
 
             handles.append(use.node.register_prehook(add))
+
+    def all_reduce(self) -> None:
+        """Add up what all processes collected; each must have met every layer."""
+        rows = {
+            layer: self._inputs[layer].new_tensor(n, dtype=torch.int64) for layer, n in self._rows.items()
+        }
+        for sums in (rows, self._inputs, self._outputs):
+            distributed.all_reduce(sums)
+        self._rows = {layer: int(n) for layer, n in rows.items()}
 
     def sums(self) -> dict[str, MomentSums]:
         """The sums so far, of the layers that were used.
