@@ -265,7 +265,7 @@ class _Collector:
         self._forms: dict[str, MatrixForm] = {}
 
     def watch(self, features: Tensor, items: Tensor) -> None:
-        """Count, when the graph behind the `features` of these items is differentiated, what passed through."""
+        """Count, when the graph behind the features of these items is differentiated, what passed through."""
         for use in uses(features, self._weights):
             if self._widest is not None and use.width > self._widest:
                 continue

@@ -1,4 +1,4 @@
-"""Statistics of a retain set that are kept: exact without the items a request leaves out, and safe on disk."""
+"""Statistics of a retain set that are kept: exact without what a request leaves out, and safe on disk."""
 
 from dataclasses import replace
 from pathlib import Path

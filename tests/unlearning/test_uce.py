@@ -172,3 +172,10 @@ def test_a_tower_that_overflows_is_refused_by_name(model: ClipModel, task: Any) 
         last.mlp.c_fc.bias.fill_(float("inf"))
     with pytest.raises(ModelError, match=r"mlp\.c_proj\.weight is not finite"):
         methods.profile(model, inputs, told(task, "text"))
+
+
+def test_a_layer_that_is_zero_has_nothing_to_step_from(model: ClipModel, task: Any) -> None:
+    with torch.no_grad():
+        model.net.transformer.resblocks[-1].mlp.c_proj.weight.zero_()
+    with pytest.raises(ModelError, match=r"c_proj\.weight cannot lead c-00000002 anywhere"):
+        methods.profile(model, task.inputs(TARGET), told(task, "text"))

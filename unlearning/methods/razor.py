@@ -90,7 +90,7 @@ def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: P
     chosen = tuple(
         replace(s, on_front=value(s, options.alpha) >= options.threshold * highest[s.tower]) for s in scores
     )
-    directions = {
+    directions: dict[str, dict[str, Tensor]] = {
         tower: {
             s.layer: options.ratio * forget[s.layer] - retain[s.layer]
             for s in chosen

@@ -104,9 +104,13 @@ def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: P
         wanted = kept.outputs.mean(dim=0) - gone.outputs
         changes = rewrite(gone.inputs, wanted, owners, kept.inputs, options)
         for target, change in changes.items():
+            concept, own = inputs.class_ids[target], owners == target
             if not torch.isfinite(change).all():
                 raise ModelError(f"what enters or leaves {layer.weight} is not finite")
-            concept, own = inputs.class_ids[target], owners == target
+            if not (change.any() and weight.any()):
+                raise ModelError(
+                    f"{layer.weight} cannot lead {concept} anywhere: it is zero, or would not change"
+                )
             directions[concept][layer.weight] = (
                 (change.T if layer.transposed else change).to(weight).contiguous()
             )
@@ -158,7 +162,7 @@ def rewrite(
         weighted = (weights / len(gone))[:, None] * gone
         factor, _ = torch.linalg.cholesky_ex(retained + weighted.T @ gone)
         missed = False
-        for concept in owners.unique().tolist():
+        for concept in sorted(set(owners.tolist())):
             own = owners == concept
             changes[concept] = torch.cholesky_solve(weighted[own].T @ wanted[own], factor).T
             if _made(gone[own], wanted[own], changes[concept]) < options.share:
