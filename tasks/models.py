@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from contracts.errors import ModelError
 from intake.locks import model_lock
@@ -39,10 +40,38 @@ def convert_open_clip(
     ClipModel.from_open_clip(architecture, checkpoint, pretrained).save(folder)
 
 
+def build_real_towers(workspace: Workspace, folder: Path | None) -> tuple[Path, dict[str, Any]]:
+    """Build the second reference model from its packages, on the repository's own sets.
+
+    Args:
+        workspace: where it is kept if no folder is given.
+        folder: what holds the model folder; one that was built from the same is left as it is.
+
+    Returns:
+        The model folder, and zero-shot figures by "search" and "holdout_<hand>".
+
+    Raises:
+        InputError: a package is not installed, or this is no repository.
+        DigestMismatch: a package holds other files.
+        SetError: a set or the labels are missing.
+    """
+    from data.real_towers import build
+    from tasks.house import repository
+    from tasks.plan import threads
+    from tasks.progress import bar
+
+    kept = folder or workspace.home / "real-towers"
+    kept.mkdir(parents=True, exist_ok=True)
+    with bar("real towers") as tell:
+        metrics = build(kept, repository() / "data", threads(), tell)
+    return kept / "model", metrics
+
+
 def import_model(workspace: Workspace, source: Path, name: str) -> tuple[Receipt, str]:
     """Register a model folder as a base version; the first version of a model becomes its champion.
 
-    Importing the same bytes again finds the version that is there.
+    What is registered is in fp32, whatever precision the folder holds, so that an edit changes the
+    planned tensors and rounds no other.  Importing the same bytes again finds the version that is there.
 
     Returns:
         The receipt, and the version.
@@ -60,6 +89,7 @@ def import_model(workspace: Workspace, source: Path, name: str) -> tuple[Receipt
         folder = scratch / "model"
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns(MANIFEST_NAME))
         model = ClipModel.load(folder)  # refuses what could not be unlearned later
+        model.save(folder)
         manifest = write_manifest(folder)
         registry = open_registry(workspace)
         family = str(model.config["family"])

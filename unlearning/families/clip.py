@@ -1,8 +1,13 @@
-"""The CLIP family: open_clip models with a ViT or ModifiedResNet vision tower, as files and as functions.
+"""The CLIP family: open_clip models, as files and as functions.
+
+Their towers are open_clip's own (a ViT or ModifiedResNet, and a causal text tower), or pretrained
+ones of timm and transformers (`clip_timm_hf`).
 
 A model folder holds `weights.safetensors`, `config.json` and, where the tokenizer is not
-open_clip's own, `bpe.txt.gz`.  No file is ever unpickled, and no name in `config.json` can make
-open_clip fetch something.  The model is always in `eval()` mode and in fp32.
+open_clip's own, its vocabulary (`bpe.txt.gz` or `tokenizer.json`).  No file is ever unpickled, and
+no name in `config.json` can make open_clip, timm or transformers fetch something.  The model is
+always in `eval()` mode and in fp32; weights may be stored in half precision, and are widened, which
+is exact, when they are read.
 
 Weight names are open_clip's.  A LayerNorm or BatchNorm gain is a weight like any other; a
 BatchNorm's running statistics are buffers and never change.
@@ -14,6 +19,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,16 +32,18 @@ from torch import Tensor, nn
 from contracts.canonical import file_sha256
 from contracts.errors import InputError, ModelError
 from contracts.values import Tower
-from unlearning.families import clip_config
-from unlearning.families.clip_stages import Batch, StagedTower, text_batches, text_tower, vision_tower
+from unlearning.families import clip_config, clip_stages, clip_timm_hf, clip_timm_hf_stages
+from unlearning.families.clip_stages import Batch, StagedTower
 from unlearning.inplace import requiring_grad
 
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
-VOCABULARY = "bpe.txt.gz"
 
 # SLUG never edits these (arXiv 2407.11867, released code): matched anywhere in the name.
 EXCLUDED = ("bias", "logit_scale", "position", "embedding")
+
+# Precisions that a file may hold instead of fp32; every value of theirs is an fp32 value too.
+HALVES = (torch.float16, torch.bfloat16)
 
 Images = NDArray[np.uint8] | Tensor
 
@@ -56,7 +64,7 @@ class ClipModel:
     Args:
         config: content of `config.json`.
         weights: open_clip state dict, floating-point tensors in fp32.
-        vocabulary: bytes of `bpe.txt.gz`, or None for open_clip's own vocabulary.
+        vocabulary: bytes of the vocabulary file, or None for open_clip's own vocabulary.
         device: where the weights live.
 
     Raises:
@@ -79,10 +87,10 @@ class ClipModel:
         self.net.to(self.device).eval().requires_grad_(False)
         self.parameters: dict[str, nn.Parameter] = dict(self.net.named_parameters())
         self._preprocess = clip_config.Preprocess.from_config(config)
-        self._tokenizer = clip_config.build_tokenizer(config, vocabulary, self.net.vocab_size)
+        self._tokenizer = clip_config.build_tokenizer(config, vocabulary, self.net)
         self._towers: dict[Tower, StagedTower] = {
-            "vision": vision_tower(self.net.visual, self.preprocess),
-            "text": text_tower(self.net),
+            "vision": self._stages.vision_tower(self.net.visual, self.preprocess),
+            "text": self._stages.text_tower(self.net),
         }
 
     @classmethod
@@ -98,12 +106,13 @@ class ClipModel:
             weights = load_file(folder / WEIGHTS)
         except (OSError, SafetensorError):
             raise ModelError(f"{WEIGHTS} is missing or is not a complete safetensors file") from None
-        vocabulary = None
-        if clip_config.section(config, "tokenizer").get("vocab") is not None:
+        weights = {name: w.float() if w.dtype in HALVES else w for name, w in weights.items()}
+        vocabulary, vocabulary_file = None, clip_config.vocabulary_file(config)
+        if vocabulary_file is not None:
             try:
-                vocabulary = (folder / VOCABULARY).read_bytes()
+                vocabulary = (folder / vocabulary_file).read_bytes()
             except OSError:
-                raise ModelError(f"{CONFIG} names a vocabulary, but {VOCABULARY} is missing") from None
+                raise ModelError(f"{CONFIG} names a vocabulary, but {vocabulary_file} is missing") from None
         return cls(config, weights, vocabulary, device)
 
     @classmethod
@@ -119,21 +128,29 @@ class ClipModel:
 
         return cls(*read_open_clip(architecture, checkpoint, pretrained))
 
-    def save(self, folder: Path) -> dict[str, str]:
+    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, str]:
         """Write the model folder, without a manifest; loading it gives bit-equal weights.
+
+        Args:
+            folder: made if need be; files of the same names are replaced.
+            dtype: of the stored weights.  fp16 halves the file, and loading gives the rounded weights.
 
         Returns:
             sha256 by file name.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.net.state_dict().items()}
+        state = {
+            name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+            for name, tensor in self.net.state_dict().items()
+        }
         save_file(state, folder / WEIGHTS)
         text = json.dumps(self.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         (folder / CONFIG).write_text(text, encoding="utf-8")
         names = [WEIGHTS, CONFIG]
-        if self._vocabulary is not None:
-            (folder / VOCABULARY).write_bytes(self._vocabulary)
-            names.append(VOCABULARY)
+        vocabulary_file = clip_config.vocabulary_file(self.config)
+        if vocabulary_file is not None and self._vocabulary is not None:
+            (folder / vocabulary_file).write_bytes(self._vocabulary)
+            names.append(vocabulary_file)
         return {name: file_sha256(folder / name) for name in names}
 
     @property
@@ -166,9 +183,19 @@ class ClipModel:
         )
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids (N, L) on the CPU: start token, text, end-of-text (the highest id), then zeros."""
+        """Token ids (N, L) on the CPU: start token, text, end token, then padding; see `text_lengths`."""
         ids: Tensor = self._tokenizer(list(texts))
         return ids
+
+    @property
+    def _stages(self) -> ModuleType:
+        """How these towers are cut; no attribute, so that a model can be copied."""
+        return clip_timm_hf_stages if clip_timm_hf.is_built(self.net) else clip_stages
+
+    def text_lengths(self, tokens: Tensor) -> Tensor:
+        """(N,) tokens of each text (N, L), start and end token included; what follows is padding."""
+        lengths: Tensor = self._stages.text_lengths(self.net, tokens)
+        return lengths
 
     def preprocess(self, images: Images) -> Tensor:
         """uint8 images (N, H, W, 3) to model input (N, 3, S, S) on the model's device.
@@ -215,7 +242,8 @@ class ClipModel:
     @torch.no_grad()
     def text_batches(self, texts: Sequence[str], groups: Tensor) -> list[Batch]:
         """N texts as they enter the first text stage; rows with equal `groups` (N,) begin alike."""
-        return text_batches(self.net, self.tokenize(texts), groups)
+        batches: list[Batch] = self._stages.text_batches(self.net, self.tokenize(texts), groups)
+        return batches
 
 
 def tower_of(layer: str) -> Tower:

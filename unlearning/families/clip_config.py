@@ -12,8 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from contracts.errors import ModelError
+from unlearning.families import clip_timm_hf
 
 FAMILY = "clip"
+# The file that a tokenizer of each kind is read from; "simple" has open_clip's own if none is named.
+VOCABULARIES = {"simple": "bpe.txt.gz", "wordpiece": "tokenizer.json"}
 # These make open_clip build towers of other families, and fetch them by name.
 FOREIGN = ("timm_model_name", "hf_model_name", "hf_tokenizer_name")
 
@@ -48,18 +51,25 @@ def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def build_network(model_cfg: Mapping[str, Any]) -> Any:
-    """An open_clip `CLIP` network with arbitrary weights.
+    """An open_clip `CLIP` network, or `CustomTextCLIP` of pretrained parts, with arbitrary weights.
 
     Raises:
-        ModelError: the configuration is not one of a CLIP model with open_clip's own towers.
+        ModelError: the configuration is not one of a CLIP model with open_clip's own towers, and not
+            one that `clip_timm_hf` takes.
     """
     from open_clip.model import CLIP
+
+    if clip_timm_hf.describes(model_cfg):
+        return clip_timm_hf.build_network(model_cfg)
 
     for tower in ("vision_cfg", "text_cfg"):
         options = section(model_cfg, tower)
         foreign = [name for name in FOREIGN if options.get(name) is not None]
         if foreign:
-            raise ModelError(f"{tower}: a tower given by {foreign[0]} is not supported")
+            raise ModelError(
+                f"{tower}: a tower given by {foreign[0]} is not supported; "
+                "an EfficientNet of timm is, beside a text_cfg with the hf_config of a BERT"
+            )
     try:
         # The initial weights are thrown away; drawing them must not move the caller's generator.
         with torch.random.fork_rng(devices=[]):
@@ -88,24 +98,53 @@ def check_weights(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor])
             raise ModelError(f"{name} holds values that are not finite")
 
 
-def build_tokenizer(config: Mapping[str, Any], vocabulary: bytes | None, vocab_size: int) -> Any:
-    """open_clip's `SimpleTokenizer`, with its own or a truncated merge list.
+def vocabulary_file(config: Mapping[str, Any]) -> str | None:
+    """Name of the file in the model folder that holds the tokenizer's vocabulary; None for open_clip's own.
 
     Raises:
-        ModelError: another kind, or the network has fewer token embeddings than the vocabulary has tokens.
+        ModelError: the tokenizer is of an unknown kind, or lacks what its kind needs.
+    """
+    options = section(config, "tokenizer")
+    kind = options.get("kind")
+    if kind not in tuple(VOCABULARIES) or not isinstance(options.get("context_length"), int):
+        raise ModelError(
+            "the tokenizer must be of kind 'simple' or 'wordpiece' with an integer context_length"
+        )
+    if options.get("vocab") is None and kind != "simple":
+        raise ModelError(f"a tokenizer of kind {kind!r} needs its vocabulary as a file")
+    return None if options.get("vocab") is None else VOCABULARIES[kind]
+
+
+def build_tokenizer(config: Mapping[str, Any], vocabulary: bytes | None, net: Any) -> Any:
+    """What turns texts into the ids that `net` reads: a callable from texts to (N, L).
+
+    open_clip's `SimpleTokenizer`, with its own or a truncated merge list, for open_clip's text tower;
+    `clip_timm_hf.WordPiece` for a BERT.
+
+    Raises:
+        ModelError: a kind that the text tower cannot read, a vocabulary that is missing or broken, or
+            more tokens than token embeddings.
     """
     from open_clip.tokenizer import SimpleTokenizer, default_bpe
 
+    if (vocabulary is None) != (vocabulary_file(config) is None):
+        raise ModelError("a vocabulary must be given where the configuration names one, and only there")
     options = section(config, "tokenizer")
-    if options.get("kind") != "simple" or not isinstance(options.get("context_length"), int):
-        raise ModelError("the tokenizer must be of kind 'simple' with an integer context_length")
+    kind = "wordpiece" if clip_timm_hf.is_built(net) else "simple"
+    if options["kind"] != kind:
+        raise ModelError(f"the text tower needs a tokenizer of kind {kind!r}, got {options['kind']!r}")
+    if kind == "wordpiece":
+        assert vocabulary is not None  # or `vocabulary_file` had refused
+        return clip_timm_hf.WordPiece(vocabulary, options["context_length"], net.text.config)
     source = default_bpe() if vocabulary is None else io.BytesIO(vocabulary)
     try:
         tokenizer = SimpleTokenizer(bpe_path=source, context_length=options["context_length"])
     except (OSError, EOFError, ValueError):
         raise ModelError("the tokenizer vocabulary is not a gzip file of merges") from None
-    if tokenizer.vocab_size > vocab_size:
-        raise ModelError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model embeds {vocab_size}")
+    if tokenizer.vocab_size > net.vocab_size:
+        raise ModelError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model embeds {net.vocab_size}"
+        )
     return tokenizer
 
 

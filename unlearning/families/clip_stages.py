@@ -128,26 +128,24 @@ def vision_tower(visual: Any, preprocess: Callable[[Tensor], Tensor]) -> StagedT
 
     if isinstance(visual, ModifiedResNet):
         stem = tuple(f"visual.{part}{i}." for part in ("conv", "bn") for i in (1, 2, 3))
-        stages = [_image_stage(stem, lambda x: visual.stem(preprocess(x)))]
+        stages = [row_stage(stem, lambda x: visual.stem(preprocess(x)))]
         for group in ("layer1", "layer2", "layer3", "layer4"):
             for i, block in enumerate(getattr(visual, group)):
-                stages.append(_image_stage((f"visual.{group}.{i}.",), block))
-        stages.append(_image_stage(("visual.attnpool.",), visual.attnpool))
+                stages.append(row_stage((f"visual.{group}.{i}.",), block))
+        stages.append(row_stage(("visual.attnpool.",), visual.attnpool))
         return StagedTower(tuple(stages))
     if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.output_tokens:
         raise ModelError(
             f"a vision tower of type {type(visual).__name__} with these options is not supported"
         )
 
-    stages = [_image_stage(("visual.conv1.", "visual.ln_pre."), lambda x: visual._embeds(preprocess(x)))]
+    stages = [row_stage(("visual.conv1.", "visual.ln_pre."), lambda x: visual._embeds(preprocess(x)))]
     for i, block in enumerate(visual.transformer.resblocks):
         _check_block(block)
         at = f"visual.transformer.resblocks.{i}."
-        stages.append(_image_stage((f"{at}ln_1.", f"{at}attn.", f"{at}ls_1."), _self_attention(block)))
-        stages.append(_image_stage((f"{at}ln_2.", f"{at}mlp.", f"{at}ls_2."), _mlp(block)))
-    stages.append(
-        _image_stage(("visual.ln_post.", "visual.proj"), lambda x: visual._pool(x)[0] @ visual.proj)
-    )
+        stages.append(row_stage((f"{at}ln_1.", f"{at}attn.", f"{at}ls_1."), _self_attention(block)))
+        stages.append(row_stage((f"{at}ln_2.", f"{at}mlp.", f"{at}ls_2."), _mlp(block)))
+    stages.append(row_stage(("visual.ln_post.", "visual.proj"), lambda x: visual._pool(x)[0] @ visual.proj))
     return StagedTower(tuple(stages))
 
 
@@ -173,6 +171,11 @@ def text_tower(net: Any) -> StagedTower:
     return StagedTower(tuple(stages))
 
 
+def text_lengths(net: Any, tokens: Tensor) -> Tensor:
+    """(n,) tokens of each text (n, context) up to EOT, the highest id of a row."""
+    return tokens.argmax(dim=-1) + 1
+
+
 def text_batches(net: Any, tokens: Tensor, groups: Tensor) -> list[Batch]:
     """Embedded texts, one batch per length and prefix length; token and position embeddings are never edited.
 
@@ -181,7 +184,7 @@ def text_batches(net: Any, tokens: Tensor, groups: Tensor) -> list[Batch]:
         tokens: (n, context) ids, padded after EOT, the highest id of a row.
         groups: (n,) rows of equal value are expected to begin alike (one template).
     """
-    lengths = tokens.argmax(dim=-1) + 1
+    lengths = text_lengths(net, tokens)
     n_shared = torch.empty_like(lengths)
     for group in torch.unique(groups):
         rows = torch.nonzero(groups == group).flatten()
@@ -200,7 +203,8 @@ def text_batches(net: Any, tokens: Tensor, groups: Tensor) -> list[Batch]:
     return batches
 
 
-def _image_stage(prefixes: tuple[str, ...], run: Callable[[Tensor], Tensor]) -> Stage:
+def row_stage(prefixes: tuple[str, ...], run: Callable[[Tensor], Tensor]) -> Stage:
+    """A stage that computes every row from its own activations alone."""
     return Stage(prefixes, lambda batch: replace(batch, own=run(batch.own)))
 
 
