@@ -7,7 +7,6 @@ base model, and judged by the gates of slugline.yaml on the holdout hands.  Noth
 import argparse
 import json
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from contracts.values import Axis, Measurements, Method, Plan, SetRef, Verdict
+from bench.requests import MODEL, linked_sets, plan_for
+from contracts.values import Axis, Measurements, Plan, Verdict
 from tasks.house import choose, repository, rules
 from tasks.inputs import read_classes, unlearn_inputs
 from tasks.measure import measured
-
-MODEL = "emoji-clip"
-SETS = ("retain", "search", "holdout", "control", "cross")
 
 
 def main() -> None:
@@ -53,59 +50,18 @@ def survey(
 
     repo = repository()
     house = rules(repo, MODEL, axis)
-    paths = {
-        **{role: getattr(house, role) for role in SETS},
-        "forget": "data/sets/pool",
-        "labels": house.labels,
-    }
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        for role, path in paths.items():
-            (folder / role).symlink_to(repo / path)
+    with linked_sets(repo, house) as folder:
         known = sorted(read_classes(folder, axis).known)
         chosen = np.random.default_rng(seed).choice(known, min(count, len(known)), replace=False).tolist()
         reference = repo / "data/models/reference"
         base = ClipModel.load(reference)
         for position, concept in enumerate(chosen, start=1):
-            plan = _plan(repo, axis, concept, choose(house, {"method": overrides}).method, threads)
+            method = choose(house, {"method": overrides}).method
+            plan = plan_for(repo, house, axis, (concept,), method, threads)
             began = monotonic()
             row = {"concept": concept, **_forget(plan, folder, reference, base, repo / house.gates)}
             print(f"{position}/{len(chosen)} {row['verdict']} {monotonic() - began:.1f} s", file=sys.stderr)
             yield row
-
-
-def _plan(repo: Path, axis: Axis, concept: str, how: Method, threads: int) -> Plan:
-    import pandas as pd
-
-    table = pd.read_parquet(repo / "data/neighbours/neighbours.parquet")
-    near = table[table["concept"] == concept].sort_values("rank")["neighbour"]
-    labels = _known(repo, axis)
-    return Plan(
-        request_id="bench",
-        model=MODEL,
-        base_version="1",
-        base_weights_sha256="",
-        axis=axis,
-        targets=(concept,),
-        neighbours=tuple(n for n in near if n in labels),
-        # Only that there is a set of the other axis matters here; nothing is pinned.
-        sets=(SetRef("cross", "data/sets/style-holdout", "", "", "", 0, False),),
-        labels_sha256="",
-        method=how,
-        gates_sha256="",
-        seed=0,
-        threads=threads,
-        device="cpu",
-        software={},
-    )
-
-
-def _known(repo: Path, axis: Axis) -> frozenset[str]:
-    """Ids of the classes that the reference model was trained on."""
-    import pandas as pd
-
-    labels = pd.read_parquet(repo / "data/labels/labels.parquet")
-    return frozenset(labels.loc[labels["seen"] & (labels["axis"] == axis), "id"])
 
 
 def _forget(plan: Plan, folder: Path, reference: Path, base: Any, gates: Path) -> dict[str, Any]:

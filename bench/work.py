@@ -1,15 +1,18 @@
 """The work that `bench.limit` is measured on: real sets, or random ones at full size."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from contracts.values import Method
+from unlearning import methods
 from unlearning.families.clip import ClipModel
 from unlearning.request import UnlearnInputs
+from unlearning.retain_statistics import KnownRetain, measure, read, write
 
 # Images are random, so texts may be too: what is measured is time and memory, not what is known.
 WORDS = ("red", "old", "small", "bright", "round", "cat", "house", "tree", "river", "machine", "letter")
@@ -72,7 +75,6 @@ def reference_work(repo: Path, sizes: Sizes, seed: int) -> tuple[ClipModel, Unle
 
 def random_work(architecture: str, sizes: Sizes, seed: int) -> tuple[ClipModel, UnlearnInputs]:
     """An open_clip architecture at full size with random weights, and random sets."""
-    import torch
     from open_clip import get_model_config
     from open_clip.model import CLIP
 
@@ -118,3 +120,30 @@ def random_work(architecture: str, sizes: Sizes, seed: int) -> tuple[ClipModel, 
         search_labels=labels,
         seed=seed,
     )
+
+
+def known_retain(
+    model: ClipModel, inputs: UnlearnInputs, method: Method, path: Path
+) -> Callable[[], UnlearnInputs] | None:
+    """The same request as a later one on this version: what is known of the retain set waits in a file.
+
+    The file tells of the whole set, which also holds items of the concept, as many as of any class on
+    average; the request leaves those out.
+
+    Returns:
+        Reads the file and gives the inputs with what it says; None if the method can use nothing.
+    """
+    wanted = methods.statistics(method, inputs.seed)
+    if wanted is None:
+        return None
+    n, own = len(inputs.retain_images), max(1, len(inputs.retain_images) // len(inputs.class_ids))
+    images = np.concatenate([inputs.retain_images, inputs.forget_images[:own]])
+    captions = (*inputs.retain_captions, *inputs.forget_captions[:own])
+    write(measure(model, images, captions, wanted, micro_batch=method.micro_batch), path)
+
+    def again() -> UnlearnInputs:
+        left_out = torch.arange(n, len(images))
+        known = KnownRetain(read(path, wanted, model.device), left_out, images[n:], captions[n:])
+        return replace(inputs, known_retain=known)
+
+    return again

@@ -1,0 +1,225 @@
+"""Does the model still hold what it no longer says?  Audits of its image features, and of undoing the edit.
+
+Each is asked of the unedited model too: an audit that does not find the concept there finds nothing.
+
+    probe      a fresh linear probe on image features, taught on drawings by other hands
+    retrieval  the search hand's drawings of the concept ask for the holdout hands' drawings of it
+    relearn    FA@1 after some steps of fine-tuning on the retain set alone
+    quantise   FA@1 and TA@1 with weights rounded to int8 and to fp16
+    distance   to the model retrained without the forget set, on retained items
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from bench.case import Audit, Case, State
+from contracts.values import Rate
+from gates.intervals import rate
+from tasks.selection import VIEWS
+from unlearning.attempts import restored
+from unlearning.inplace import requiring_grad
+from unlearning.objectives import retain_loss
+from unlearning.training import Batches
+
+PERMUTATIONS = 100
+FALSE_ALARMS = 0.05
+RIDGE = 1.0  # per example, in units of a standardised feature's variance
+INT8_MAX = 127
+MULTIPLIED_FROM_THE_RIGHT = ("text_projection", "visual.proj")
+
+
+def probe(case: Case, state: State) -> dict[str, Any]:
+    """AUC of a linear probe that tells the targets' held-out drawings from neighbours and controls.
+
+    Tested on views that all three have, so that how a drawing is turned tells nothing.  `caught` is the
+    share of target items found where 5 % of the others are false alarms.  `auc_chance` and
+    `auc_chance95` are mean and 95th percentile over probes taught with shuffled labels: few drawings in
+    many views leave room for luck.
+    """
+    parts = case.holdout.parts
+    own = parts.forget[parts.forget["view"] < VIEWS]
+    others = np.concatenate([case.holdout.where(parts.neighbours), case.holdout.where(parts.control)])
+    there = state.features.images.numpy()
+    found = linear_probe(
+        state.example_features,
+        state.examples.wanted,
+        there[case.holdout.where(own)],
+        there[others],
+        case.plan.seed,
+    )
+    clusters = own["source"].to_numpy(dtype=str)
+    return {**found.figures, "caught": asdict(rate(found.caught, clusters))}
+
+
+@dataclass(frozen=True, eq=False)
+class Probed:
+    """AUCs by name, and which of the wanted test items (n,) were found."""
+
+    figures: dict[str, float]
+    caught: NDArray[np.bool_]
+
+
+def linear_probe(
+    features: NDArray[np.float32],
+    labels: NDArray[np.bool_],
+    wanted: NDArray[np.float32],
+    others: NDArray[np.float32],
+    seed: int,
+) -> Probed:
+    """Ridge regression of the labels on standardised features, and on shuffled labels.
+
+    Which class is rare moves its threshold only, which neither figure depends on.
+
+    Args:
+        features: (N, D) to learn from.
+        labels: (N,) what to tell.
+        wanted: (n, D) test items that should be told.
+        others: (m, D) test items that should not.
+        seed: of the shuffling.
+    """
+    from scipy.stats import mannwhitneyu
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(seed)
+    taught = np.stack([labels, *(rng.permutation(labels) for _ in range(PERMUTATIONS))], axis=1)
+    model = make_pipeline(StandardScaler(), Ridge(alpha=RIDGE * len(labels)))
+    model.fit(features.astype(np.float64), taught.astype(np.float64))
+    inside, outside = model.predict(wanted), model.predict(others)
+    auc = mannwhitneyu(inside, outside, axis=0, method="asymptotic").statistic / (len(wanted) * len(others))
+    return Probed(
+        {
+            "auc": float(auc[0]),
+            "auc_chance": float(auc[1:].mean()),
+            "auc_chance95": float(np.quantile(auc[1:], 0.95)),
+        },
+        inside[:, 0] > np.quantile(outside[:, 0], 1 - FALSE_ALARMS),
+    )
+
+
+def retrieval(case: Case, state: State) -> dict[str, Any]:
+    """Mean average precision and R@1 of image-to-image search, held-out drawings as the gallery.
+
+    `chance` is what a random order would give: the share of the gallery that is wanted.
+    """
+    parts, holdout = case.holdout.parts, case.holdout
+    asked = parts.forget[parts.forget["view"] == 0]
+    control = parts.control[parts.control["view"] == 0]
+    gallery = state.features.images.numpy()[
+        np.concatenate([holdout.where(part) for part in (asked, parts.retained, control)])
+    ]
+    labels = np.full(len(gallery), -1)
+    labels[: len(asked)] = holdout.labels(asked).numpy()
+    queries = state.example_features[: state.examples.n_queries]
+    return average_precision(
+        queries @ gallery.T, state.examples.query_labels[:, None] == labels, state.examples.query_sources
+    )
+
+
+def average_precision(
+    scores: NDArray[np.floating[Any]], wanted: NDArray[np.bool_], clusters: NDArray[np.str_]
+) -> dict[str, Any]:
+    """Figures of a search: scores and wanted (queries, gallery); queries without an answer do not count."""
+    from sklearn.metrics import average_precision_score
+
+    answered = wanted.any(axis=1)
+    scores, wanted, clusters = scores[answered], wanted[answered], clusters[answered]
+    each = [float(average_precision_score(w, s)) for w, s in zip(wanted, scores, strict=True)]
+    first = wanted[np.arange(len(scores)), scores.argmax(axis=1)]
+    return {
+        "map": float(np.mean(each)),
+        "chance": float(wanted.mean()),
+        "first": asdict(rate(first, clusters)),
+    }
+
+
+def relearn(case: Case, state: State) -> dict[str, Any]:
+    """FA@1 after fine-tuning all weights on the retain set, which holds no target; nothing stays changed."""
+    model, told = state.model, case.settings
+    with restored(model.parameters, list(model.parameters)), requiring_grad(model.net, model.parameters):
+        optimizer = torch.optim.AdamW(list(model.parameters.values()), lr=told.relearn_rate, weight_decay=0.0)
+        batches = Batches(model, case.inputs, told.relearn_batch)
+        for _ in range(told.relearn_steps):
+            optimizer.zero_grad()
+            pairs = batches.retain()
+            retain_loss(pairs.image, pairs.text, batches.logit_scale).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        optimizer.zero_grad()
+        return {"fa1": asdict(case.holdout.accuracy(model, "forget"))}
+
+
+def quantise(case: Case, state: State) -> dict[str, Any]:
+    """FA@1 and TA@1 at precisions that models are served in; rounding can bring back a small edit."""
+    found: dict[str, Any] = {}
+    for precision, rounded in {"int8": int8, "fp16": fp16}.items():
+        with restored(state.model.parameters, list(state.model.parameters)):
+            with torch.no_grad():
+                for name, weight in state.model.parameters.items():
+                    weight.copy_(rounded(name, weight))
+            rates: dict[str, Rate] = {
+                "fa1": case.holdout.accuracy(state.model, "forget"),
+                "ta1": case.holdout.accuracy(state.model, "retained"),
+            }
+            found[precision] = {name: asdict(value) for name, value in rates.items()}
+    return found
+
+
+def int8(name: str, weight: Tensor) -> Tensor:
+    """Matrices and kernels rounded to 255 levels per output channel; gains and biases stay, as is usual."""
+    if weight.ndim < 2:
+        return weight
+    # open_clip's bare projections are multiplied from the right: their output channels are columns.
+    channel = 1 if name.endswith(MULTIPLIED_FROM_THE_RIGHT) else 0
+    others = [d for d in range(weight.ndim) if d != channel]
+    scale = weight.abs().amax(dim=others, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny) / INT8_MAX
+    return torch.round(weight / scale) * scale
+
+
+def fp16(name: str, weight: Tensor) -> Tensor:
+    """Every weight rounded to half precision."""
+    return weight.half().to(weight.dtype)
+
+
+def distance(case: Case, state: State) -> dict[str, Any]:
+    """How far what the model says of retained items is from what the retrained model says of them.
+
+    kl: mean of KL(retrained || model) over items, in nats; l1: mean over items of the absolute
+    differences of the class probabilities, summed; agreement: share of items with the same first class.
+    Of all classes the model was trained on, the targets included.
+    """
+    assert case.retrained is not None
+    gold, told = (_log_probabilities(case, each) for each in (case.retrained, state))
+    same = (gold.argmax(dim=1) == told.argmax(dim=1)).numpy()
+    clusters = case.holdout.parts.retained["source"].to_numpy(dtype=str)
+    return {
+        "kl": float((gold.exp() * (gold - told)).sum(dim=1).mean()),
+        "l1": float((gold.exp() - told.exp()).abs().sum(dim=1).mean()),
+        "agreement": asdict(rate(same, clusters)),
+    }
+
+
+def _log_probabilities(case: Case, state: State) -> Tensor:
+    known = case.holdout.classes[case.plan.axis]
+    columns = [i for i, label in enumerate(known.ids) if label in known.known]
+    where = case.holdout.where(case.holdout.parts.retained)
+    scores = state.features.scores(case.plan.axis)[where][:, columns]
+    return functional.log_softmax((state.model.logit_scale * scores).double(), dim=1)
+
+
+AUDITS: dict[str, Audit] = {
+    "probe": probe,
+    "retrieval": retrieval,
+    "relearn": relearn,
+    "quantise": quantise,
+}
+# Needs a retrained model, so it is not asked for but done where there is one.
+EVERY_AUDIT: dict[str, Audit] = {**AUDITS, "distance": distance}
+# These look at image features alone: where the vision tower is the base's, so is the answer.
+OF_IMAGES = ("probe", "retrieval")

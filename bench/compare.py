@@ -1,0 +1,152 @@
+"""Every method on the same requests, gates and audits.  `python -m bench.compare --json`
+
+Requests are drawn by seed, never picked; each goes the way of `bench.survey`: real sets, real selection,
+real gates, nothing registered.  Rows are appended to OUT/rows.jsonl as they come, and the same command
+continues where it ended; summary.json, table.md and the figures are written anew from all rows asked for.
+
+    --audits probe,retrieval,relearn:4   audits to run, `:N` on the first N requests of each kind only
+    --model NAME=FOLDER                  repeatable, for several training seeds of the reference model
+    --retrained DIR                      models trained without the forget set, in DIR/<model>/<request>;
+                                         --list prints the requests' names and targets
+    --part 1/2                           every second request: several processes may share one OUT
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench.case import Settings
+from bench.compare_plots import plots
+from bench.compare_table import page
+from bench.provenance import provenance
+from bench.requests import Kind, draw, house_rules, linked_sets, usable
+from bench.rows import Row, Rows
+from bench.summary import aggregate
+from bench.worklist import Asked, Work, World, measure, parse_audits, worklist
+from contracts.errors import InputError, SluglineError
+from contracts.values import Axis
+from tasks.house import Rules, choose, repository
+from tasks.plan import read_labels
+
+REFERENCE = "data/models/reference"
+DEFAULT_AUDITS = "probe,retrieval,relearn,quantise"
+
+
+def main() -> None:
+    """Compare; write rows, summary, table and figures; print the table, or JSON."""
+    options = _arguments()
+    settings = Settings(options.relearn_steps, options.relearn_rate, options.relearn_batch)
+    asked = Asked(
+        models=_models(options.model or [f"reference={REFERENCE}"]),
+        picked=tuple(label.strip() for label in options.methods.split(",") if label.strip()),
+        forget_at=options.forget_at,
+        audits=parse_audits(options.audits, settings),
+        settings=settings,
+        retrained=options.retrained,
+        threads=options.threads,
+    )
+    counts: dict[Kind, int] = {
+        "single": options.singles,
+        "family": options.families,
+        "style": options.styles,
+    }
+    repo = repository()
+    houses = house_rules(repo)
+    with ExitStack() as stack:
+        folders = {axis: stack.enter_context(linked_sets(repo, house)) for axis, house in houses.items()}
+        labels = read_labels(repo / houses["object"].labels)
+        known = {axis: usable(folder, axis) for axis, folder in folders.items()}
+        requests = draw(labels, known, counts, options.seed)
+        if options.list:
+            print(json.dumps({request.name: request.targets for request in requests}, indent=2))
+            return
+        works = worklist(asked, requests, houses)
+        options.out.mkdir(parents=True, exist_ok=True)
+        rows = Rows(options.out / "rows.jsonl")
+        measure(asked, World(repo, houses, folders), works, rows, options.part, options.limit_seconds)
+    found = rows.of([work.key for work in works])
+    result = {
+        "provenance": provenance("bench.compare"),
+        "asked": {"seed": options.seed, "threads": options.threads, "settings": asdict(settings)},
+        "requests": {
+            kind: {"asked": count, "drawn": sum(request.kind == kind for request in requests)}
+            for kind, count in counts.items()
+        },
+        "commits": sorted({row["commit"] for row in found}),
+        "rows": len(found),
+        "wanted": len(works),
+        "house": _house_labels(works, houses),
+        "kinds": aggregate(found),
+    }
+    write(options.out, result, found)
+    print(json.dumps(result, indent=2) if options.json else page(result, found))
+
+
+def write(out: Path, result: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Everything but the rows: summary, table, figures."""
+    (out / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
+    (out / "table.md").write_text(page(result, rows))
+    for name, drawing in plots(rows).items():
+        (out / name).write_bytes(drawing)
+
+
+def _models(named: Sequence[str]) -> dict[str, Path]:
+    models = {}
+    for each in named:
+        name, equals, folder = each.partition("=")
+        if not (name and equals and folder):
+            raise InputError(f"--model takes NAME=FOLDER, got {each!r}")
+        models[name] = Path(folder)
+    return models
+
+
+def _part(text: str) -> tuple[int, int]:
+    """`2/3` as (2, 3)."""
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, got {text!r}")
+    return int(i), int(n)
+
+
+def _house_labels(works: Sequence[Work], houses: Mapping[Axis, Rules]) -> dict[Kind, str]:
+    """Which contender is treated as slugline.yaml says, by kind of request; absent if none is."""
+    own = {axis: choose(house, {}).method for axis, house in houses.items()}
+    return {
+        work.request.kind: work.contender.label
+        for work in works
+        if work.contender.method == own[work.request.axis]
+    }
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    for name, count in (("--singles", 20), ("--families", 10), ("--styles", 10), ("--seed", 0)):
+        parser.add_argument(name, type=int, default=count)
+    parser.add_argument("--methods", default="", help="labels, separated by commas; all if not given")
+    parser.add_argument("--forget-at", type=int, help="the same stop for every request about objects")
+    parser.add_argument("--audits", default=DEFAULT_AUDITS, help="see above, or none")
+    parser.add_argument("--model", action="append", metavar="NAME=FOLDER")
+    parser.add_argument("--retrained", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("bench/results/compare"))
+    parser.add_argument("--limit-seconds", type=float, help="begin no row after that")
+    parser.add_argument("--part", type=_part, default=(1, 1), metavar="I/N")
+    parser.add_argument("--list", action="store_true", help="print the requests and do nothing")
+    parser.add_argument("--json", action="store_true")
+    told = Settings()
+    parser.add_argument("--relearn-steps", type=int, default=told.relearn_steps)
+    parser.add_argument("--relearn-rate", type=float, default=told.relearn_rate)
+    parser.add_argument("--relearn-batch", type=int, default=told.relearn_batch)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SluglineError as error:
+        sys.exit(f"bench.compare: {error}")

@@ -1,0 +1,181 @@
+"""The comparison as a markdown page: one table per kind of request, the best values marked."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from bench.contenders import RETRAINED
+from bench.rows import Row
+from bench.summary import COLUMNS, ERASES, VERDICTS, Summary, beaten, best, summarise
+
+TITLES = {"single": "Single concepts", "family": "Families", "style": "Styles"}
+_BY_MODEL = ("fa1", "ta1_drop", "neighbours_drop")
+
+
+def page(result: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """The whole page.
+
+    Args:
+        result: what `bench.compare` prints as JSON.
+        rows: the rows that it was made of.
+    """
+    lines = [*_head(result)]
+    for kind, found in result["kinds"].items():
+        lines += ["", f"## {TITLES[kind]}", "", _setting(kind, found, result), ""]
+        lines += [*_table(found["contenders"], result["house"].get(kind))]
+        lines += ["", *_honesty(found["contenders"], result["house"].get(kind))]
+        if len(found["models"]) > 1:
+            own = [row for row in rows if row["kind"] == kind]
+            lines += ["", *_by_model(own, found["models"], list(found["contenders"]))]
+        if RETRAINED in found["contenders"]:
+            lines += ["", f"`{RETRAINED}`: the model trained without the forget set, the reference for all."]
+        lines += _errors(found["contenders"])
+    return "\n".join(lines) + "\n"
+
+
+def _head(result: Mapping[str, Any]) -> Iterator[str]:
+    about, machine = result["provenance"], result["provenance"]["machine"]
+    yield "# Unlearning methods compared"
+    yield ""
+    yield f"    {about['command']}"
+    yield ""
+    versions = ", ".join(f"{name} {value}" for name, value in about["versions"].items())
+    yield (
+        f"{machine['cpu']}, {machine['cores']} cores, {result['asked']['threads']} thread(s) used; rows "
+        f"measured at commit {', '.join(result['commits'])}; {versions}."
+    )
+    yield ""
+    drawn = "; ".join(_drawn(kind, **count) for kind, count in result["requests"].items())
+    yield f"Requests drawn by seed {result['asked']['seed']}: {drawn}."
+    yield f"Rows: {result['rows']} of {result['wanted']}."
+    if result["rows"] < result["wanted"]:
+        yield "**The run is not finished: run the same command again to continue it.**"
+    yield ""
+    yield (
+        "Median over requests unless said; rates on the held-out hands; TA losses in points, paired on the "
+        "same items. passed/failed/undecided: verdicts of the gates. `stop`: the search split's FA@k that "
+        f"had to reach 0. **Bold**: best among contenders that pass the erasure gates for {ERASES:.0%} of "
+        "the decided requests or more (a method that changes nothing loses nothing). CPU seconds: profile "
+        "and edit, nothing kept from earlier requests."
+    )
+
+
+def _drawn(kind: str, asked: int, drawn: int) -> str:
+    short = f" (of {asked} asked: there are no more)" if drawn < asked else ""
+    return f"{TITLES[kind].lower()} {drawn}{short}"
+
+
+def _setting(kind: str, found: Summary, result: Mapping[str, Any]) -> str:
+    base = found["unedited"]
+    parts = [f"{found['requests']} requests on {', '.join(found['models'])}."]
+    said = {
+        "FA@1": "fa1",
+        "FA@5": "fa5",
+        "TA@1": "ta1",
+        "FA@1 of never-seen controls": "control_fa1",
+        "probe finds": "caught",
+        "FA@1 after the same fine-tuning": "relearned",
+        "FA@1 in int8": "int8",
+    }
+    parts.append(
+        "Unedited: " + ", ".join(f"{title} {base[key]:.1%}" for title, key in said.items() if key in base)
+    )
+    plain = {
+        "probe AUC": "probe",
+        "AUC of 95 % of shuffled labels at most": "probe_chance95",
+        "mAP": "map",
+        "mAP of a random order": "map_chance",
+        "KL to retrained": "kl",
+    }
+    parts[-1] += "".join(f", {title} {base[key]:.2f}" for title, key in plain.items() if key in base) + "."
+    if "relearned" in base:
+        told = result["asked"]["settings"]
+        parts.append(
+            f"Relearned: {told['relearn_steps']} steps on the retain set alone, AdamW at "
+            f"{told['relearn_rate']:g}, batch {told['relearn_batch']}."
+        )
+    return " ".join(parts)
+
+
+def _table(contenders: Mapping[str, Summary], house: str | None) -> Iterator[str]:
+    columns = [name for name in COLUMNS if any(name in own["figures"] for own in contenders.values())]
+    winners = {name: best(contenders, name) for name in columns}
+    yield (
+        f"| method | stop | n | {'/'.join(('passed', 'failed', 'undecided'))} | "
+        + " | ".join(COLUMNS[name].title for name in columns)
+        + " |"
+    )
+    yield "|---|---|---|---|" + "---|" * len(columns)
+    for label, own in contenders.items():
+        named = f"`{label}`" + (" (house default)" if label == house else "")
+        stop = "" if own["stop"] is None else f"top {own['stop']}"
+        verdicts = "/".join(str(own["verdicts"][verdict]) for verdict in VERDICTS)
+        cells = [
+            _cell(name, own["figures"].get(name), own["counts"].get(name), own["n"], label in winners[name])
+            for name in columns
+        ]
+        yield f"| {named} | {stop} | {own['n']} | {verdicts} | " + " | ".join(cells) + " |"
+
+
+def _cell(column: str, value: float | None, count: float | None, n: int, wins: bool) -> str:
+    if value is None:
+        return "–"
+    text = shown(column, value) + (f" (n={count:.0f})" if count != n else "")
+    return f"**{text}**" if wins else text
+
+
+def shown(column: str, value: float) -> str:
+    """A figure as tables print it."""
+    match COLUMNS[column].shown:
+        case "percent":
+            return f"{100 * value:.1f} %"
+        case "points":
+            return f"{100 * value:.1f}"
+        case "share":
+            return f"{value:.2f}"
+        case _:
+            return f"{value:.1f}"
+
+
+def _honesty(contenders: Mapping[str, Summary], house: str | None) -> Iterator[str]:
+    """Where the house's default is not the best, said in words."""
+    if house is None or house not in contenders:
+        return
+    better = beaten(contenders, house)
+    if not better:
+        yield f"No contender that erases beats `{house}` in any column."
+        return
+    yield f"Better than `{house}`, among contenders that erase:"
+    yield ""
+    own = contenders[house]["figures"]
+    for column, labels in better.items():
+        others = ", ".join(f"`{x}` {shown(column, contenders[x]['figures'][column])}" for x in labels[:3])
+        more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+        yield f"- {COLUMNS[column].title} ({shown(column, own[column])}): {others}{more}"
+
+
+def _by_model(rows: Sequence[Row], models: Sequence[str], labels: Sequence[str]) -> Iterator[str]:
+    """Passed of n, FA@1, TA@1 lost and neighbours lost, for every training seed of the model."""
+    yield "By model: passed of n; FA@1; TA@1 lost; neighbours lost."
+    yield ""
+    yield "| method | " + " | ".join(models) + " |"
+    yield "|---|" + "---|" * len(models)
+    for label in labels:
+        cells = []
+        for model in models:
+            theirs = [row for row in rows if row["label"] == label and row["model"] == model]
+            if not theirs:
+                cells.append("–")
+                continue
+            own = summarise(theirs)
+            figures = [shown(name, own["figures"][name]) for name in _BY_MODEL if name in own["figures"]]
+            cells.append("; ".join([f"{own['verdicts']['passed']} of {own['n']}", *figures]))
+        yield f"| `{label}` | " + " | ".join(cells) + " |"
+
+
+def _errors(contenders: Mapping[str, Summary]) -> list[str]:
+    told = [
+        f"- `{label}`: {count} x {name}"
+        for label, own in contenders.items()
+        for name, count in own["errors"].items()
+    ]
+    return ["", "Ended in an error:", "", *told] if told else []

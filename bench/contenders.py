@@ -1,0 +1,83 @@
+"""Who is compared: every method by itself, and named variants.  To add one, add a line to `VARIANTS`.
+
+Every contender is stopped by the same rule, FA@forget_at = 0 on the search split, and searches with the
+same budget.  `forget_at` stands in the table: the methods by themselves stop at the paper's 5 and may edit
+both towers; variants that edit the text tower stop at 20, because out of the top 5 on the search hand is
+not yet out of the top 5 on unseen ones (`uce`, which leads a name all the way, stops at 5).  So that the
+stop decides nothing between methods, the baselines stand in the table with that stop and tower too.  On
+the axis of styles everybody stops where the house does: there are eight classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from contracts.canonical import digest, from_plain
+from contracts.errors import InputError
+from contracts.values import Axis, Method
+
+COMMON: Mapping[str, Any] = {"towers": ["vision", "text"], "forget_at": 5, "micro_batch": 256}
+TEXT: Mapping[str, Any] = {"towers": ["text"], "forget_at": 20}
+VISION: Mapping[str, Any] = {"towers": ["vision"], "forget_at": 5}
+
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "slug text": {"name": "slug", **TEXT},
+    "slug-preconditioned text": {"name": "slug-preconditioned", **TEXT},
+    "slug-preconditioned vision": {"name": "slug-preconditioned", **VISION},
+    "erase-linear text": {"name": "erase-linear", **TEXT},
+    "erase-linear vision": {"name": "erase-linear", **VISION, "options": {"shrinkage": 0.5}},
+    "uce text": {"name": "uce", "towers": ["text"]},
+    "uce vision": {"name": "uce", **VISION},
+    "ccup text": {"name": "ccup", **TEXT},
+    "razor text": {"name": "razor", **TEXT},
+    "ssd text": {"name": "ssd", **TEXT},
+    "ascent-finetuning text": {"name": "ascent-finetuning", **TEXT},
+    "salun text": {"name": "salun", **TEXT},
+}
+
+# The model retrained without the forget set, where there is one: measured like a contender, edits nothing.
+RETRAINED = "retrained"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method with all of its options, under the name that tables use; no method for `RETRAINED`."""
+
+    label: str
+    method: Method | None
+
+    @property
+    def sha256(self) -> str:
+        """Digest of everything that the method was told."""
+        return digest(self.method)
+
+
+def table(names: Sequence[str]) -> dict[str, Method]:
+    """Label -> method for requests about objects: `names` by themselves, then the variants."""
+    told = {**{name: {"name": name} for name in names}, **VARIANTS}
+    return {label: from_plain(Method, {**COMMON, **overrides}) for label, overrides in told.items()}
+
+
+def contenders(
+    known: Mapping[str, Method], picked: Sequence[str], axis: Axis, stops: Mapping[Axis, int | None]
+) -> list[Contender]:
+    """The picked contenders (all if none is named) as they treat a request on that axis.
+
+    Args:
+        known: see `table`.
+        picked: labels.
+        axis: of the request.
+        stops: `forget_at` that everybody gets on an axis; None leaves what the table says.
+
+    Raises:
+        InputError: a label is unknown.
+    """
+    unknown = [label for label in picked if label not in known]
+    if unknown:
+        raise InputError(f"unknown contender {unknown[0]!r}; there are {', '.join(known)}")
+    stop = stops[axis]
+    chosen = {label: known[label] for label in picked or known}
+    return [
+        Contender(label, method if stop is None else replace(method, forget_at=stop))
+        for label, method in chosen.items()
+    ]

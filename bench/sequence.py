@@ -1,0 +1,126 @@
+"""Many concepts: one edit from the base model for all of them, or one edit after another?
+
+`python -m bench.sequence --counts 1,2,5,10,25,50 --json`
+
+`union` re-derives: one request for the first n concepts, from the base model.  `chain` forgets one
+concept at a time, each from the model that the one before left.  Concepts are drawn by seed; both ways
+are measured on the holdout hands, over all concepts forgotten so far and all that should be left.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import numpy as np
+
+from bench.holdout import Holdout
+from bench.requests import house_rules, linked_sets, plan_for, usable
+from contracts.errors import SluglineError
+from contracts.values import Method, Plan
+from tasks.house import choose, repository
+from tasks.inputs import unlearn_inputs
+from unlearning.determinism import deterministic
+from unlearning.families.clip import ClipModel
+from unlearning.methods import unlearn
+
+RATES = ("forget.fa1", "forget.fa5", "control.fa1")
+
+
+def main() -> None:
+    """Measure both ways at every count, and print a table, or JSON with every figure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--counts", default="1,2,5,10,25,50", help="how many concepts, ascending")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--method", default="{}", help="overrides of the house's method as JSON")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    counts = sorted({int(n) for n in options.counts.split(",")})
+    rows = []
+    for row in sequence(counts, options.seed, options.threads, json.loads(options.method)):
+        print(_line(row), file=sys.stderr)
+        rows.append(row)
+    if options.json:
+        print(json.dumps({"rows": rows}, indent=2))
+
+
+def sequence(
+    counts: Sequence[int], seed: int, threads: int, overrides: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """One row per way and count; a way that fails ends with a row that says why."""
+    repo = repository()
+    house = house_rules(repo)["object"]
+    method = choose(house, {"method": overrides}).method
+    reference = repo / "data/models/reference"
+    with linked_sets(repo, house) as folder:
+        known = sorted(usable(folder, "object"))
+        drawn = np.random.default_rng(seed).permutation(known)[: counts[-1]].tolist()
+
+        def plan_of(targets: Sequence[str]) -> Plan:
+            return plan_for(repo, house, "object", tuple(targets), method, threads)
+
+        base = ClipModel.load(reference)
+        held = {n: Holdout.read(plan_of(drawn[:n]), folder, base) for n in counts}
+        for n in counts:
+            model, began = ClipModel.load(reference), process_time()
+            error = _forget(model, plan_of(drawn[:n]), folder)
+            yield _row("union", held[n], model, method, process_time() - began, error)
+        model, began = ClipModel.load(reference), process_time()
+        for done, concept in enumerate(drawn, start=1):
+            plan = replace(plan_of([concept]), erased_before=tuple(drawn[: done - 1]))
+            error = _forget(model, plan, folder)
+            if done in counts or error:
+                shown = held.get(done) or Holdout.read(plan_of(drawn[:done]), folder, base)
+                yield _row("chain", shown, model, method, process_time() - began, error)
+            if error:
+                return
+
+
+def _forget(model: ClipModel, plan: Plan, folder: Path) -> str | None:
+    """Edit the model; what went wrong, if it could not be."""
+    with deterministic(plan.seed, plan.threads):
+        try:
+            unlearn(model, unlearn_inputs(plan, folder, model.image_size), plan.method)
+        except SluglineError as error:
+            return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _row(
+    way: str, held: Holdout, model: ClipModel, method: Method, seconds: float, error: str | None
+) -> dict[str, Any]:
+    figures = held.figures(held.features(model, ("vision", "text")))
+    return {
+        "way": way,
+        "concepts": len(held.plan.targets),
+        "method": method.name,
+        "towers": method.towers,
+        **{
+            name: asdict(figures.rates[f"{name}.after"])
+            for name in ("forget.fa1", "forget.fa5", "control.fa1")
+        },
+        "ta1": asdict(figures.drops["retain.ta1"]),
+        "neighbours": asdict(figures.drops["neighbours.ta1"]),
+        "cpu_seconds": round(seconds, 1),
+        "error": error,
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    fa1, fa5, ta1 = row["forget.fa1"]["estimate"], row["forget.fa5"]["estimate"], row["ta1"]
+    return (
+        f"{row['way']} {row['concepts']:>3} concepts: FA@1 {100 * fa1:5.1f} %  FA@5 {100 * fa5:5.1f} %  "
+        f"TA@1 {100 * ta1['before']:.1f} -> {100 * ta1['after']:.1f} %  {row['cpu_seconds']:.0f} CPU s"
+        + (f"  {row['error']}" if row["error"] else "")
+    )
+
+
+if __name__ == "__main__":
+    main()

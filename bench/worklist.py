@@ -1,0 +1,211 @@
+"""Which rows are asked for, and measuring those that are missing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from tqdm import tqdm
+
+from bench.audits import AUDITS
+from bench.case import Case, Settings
+from bench.contenders import RETRAINED, Contender, contenders, table
+from bench.provenance import commit
+from bench.requests import KINDS, Request
+from bench.rows import Rows, row_key
+from bench.trial import trial
+from contracts.canonical import file_sha256
+from contracts.errors import DigestMismatch, InputError
+from contracts.values import Axis
+from tasks.house import Rules, choose
+from unlearning import methods
+from unlearning.determinism import deterministic
+from unlearning.families.clip import WEIGHTS, ClipModel
+
+# Audit -> (on the first so many requests of each kind, None for all; its settings).
+Audits = Mapping[str, tuple[int | None, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a comparison is asked for, beside its requests.
+
+    Attributes:
+        models: folder by name.
+        picked: labels of the contenders; none means all.
+        forget_at: one stop for every request about objects; None leaves what `bench.contenders` says.
+        audits: which, how often, and how.
+        settings: of the audits.
+        retrained: folder with models that never saw the forget set, as <model>/<request>.
+        threads: of torch.
+    """
+
+    models: Mapping[str, Path]
+    picked: tuple[str, ...]
+    forget_at: int | None
+    audits: Audits
+    settings: Settings
+    retrained: Path | None
+    threads: int
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """The repository, the rules of either axis, and a folder of sets for it (`requests.linked_sets`)."""
+
+    repo: Path
+    houses: Mapping[Axis, Rules]
+    folders: Mapping[Axis, Path]
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """One row that is asked for.
+
+    Attributes:
+        key: see `bench.rows.row_key`.
+        model: name of the base model.
+        weights: its sha256.
+        request: what is to be forgotten.
+        contender: by whom.
+        audits: the settings of every audit it should have, by name.
+        retrained: folder of the model that never saw the forget set.
+    """
+
+    key: str
+    model: str
+    weights: str
+    request: Request
+    contender: Contender
+    audits: Mapping[str, Any]
+    retrained: Path | None
+
+
+def parse_audits(text: str, settings: Settings) -> Audits:
+    """`probe,relearn:4` or `none` as audits.
+
+    Raises:
+        InputError: an audit is unknown, or what follows the colon is no number.
+    """
+    found: dict[str, tuple[int | None, dict[str, Any]]] = {}
+    for part in text.split(",") if text != "none" else ():
+        name, _, first = part.strip().partition(":")
+        if name not in AUDITS or (first and not first.isdecimal()):
+            known = ", ".join(AUDITS)
+            raise InputError(f"unknown audit {part!r}; there are {known}, each with :N or without")
+        found[name] = (int(first) if first else None, asdict(settings) if name == "relearn" else {})
+    return found
+
+
+def worklist(asked: Asked, requests: Sequence[Request], houses: Mapping[Axis, Rules]) -> list[Work]:
+    """Every row that is asked for, in the order of measuring: models, then requests, then contenders.
+
+    Raises:
+        InputError: a label of a contender is unknown.
+        OSError: a model's weights cannot be read.
+    """
+    known = table(methods.names())
+    stops: dict[Axis, int | None] = {
+        "object": asked.forget_at,
+        "style": choose(houses["style"], {}).method.forget_at,
+    }
+    works: list[Work] = []
+    for name, folder in asked.models.items():
+        weights = file_sha256(folder / WEIGHTS)
+        seen = dict.fromkeys(KINDS, 0)
+        for request in requests:
+            place, seen[request.kind] = seen[request.kind], seen[request.kind] + 1
+            audits = {
+                audit: told for audit, (first, told) in asked.audits.items() if first is None or place < first
+            }
+            gold = _retrained(asked, name, request)
+            if gold is not None:
+                sha256 = file_sha256(gold / WEIGHTS)
+                key = row_key(weights, request.targets, sha256)
+                works.append(Work(key, name, weights, request, Contender(RETRAINED, None), audits, gold))
+                audits = {**audits, "distance": {"retrained": sha256}}
+            for contender in contenders(known, asked.picked, request.axis, stops):
+                key = row_key(weights, request.targets, contender.sha256)
+                works.append(Work(key, name, weights, request, contender, audits, gold))
+    return works
+
+
+def _retrained(asked: Asked, model: str, request: Request) -> Path | None:
+    if asked.retrained is None:
+        return None
+    folder = asked.retrained / model / request.name
+    return folder if (folder / WEIGHTS).is_file() else None
+
+
+def measure(
+    asked: Asked,
+    world: World,
+    works: Sequence[Work],
+    rows: Rows,
+    part: tuple[int, int] = (1, 1),
+    limit_seconds: float | None = None,
+) -> None:
+    """Measure what is missing, request by request, until it is done or the time is up.
+
+    Args:
+        asked: models, settings, threads.
+        world: where the sets are.
+        works: the rows that are asked for.
+        rows: those that are there; new ones are appended.
+        part: (i, n), counted from 1: every n-th request from the i-th on.
+        limit_seconds: no row is begun after that.
+
+    Raises:
+        DigestMismatch: a model's weights were replaced after the rows were asked for.
+    """
+    began, here = monotonic(), commit(world.repo)
+    own = _by_request(works)[part[0] - 1 :: part[1]]
+    loaded: tuple[str, ClipModel, ClipModel] | None = None
+    with tqdm(total=sum(len(group) for group in own), unit="row", smoothing=0) as bar:
+        for group in own:
+            missing = [work for work in group if not rows.holds(work.key, work.audits)]
+            bar.update(len(group) - len(missing))
+            case = None
+            for work in missing:
+                if limit_seconds is not None and monotonic() - began > limit_seconds:
+                    return
+                if loaded is None or loaded[0] != work.model:
+                    loaded = (work.model, *_load(asked.models[work.model], work.weights))
+                case = case or _case(asked, world, group, loaded[1])
+                bar.set_postfix_str(f"{work.request.name} {work.contender.label}")
+                row = trial(case, work.contender, loaded[2], work.audits)
+                rows.append({"key": work.key, "commit": here, **row})
+                bar.update()
+
+
+def _by_request(works: Sequence[Work]) -> list[list[Work]]:
+    groups: dict[tuple[str, Request], list[Work]] = {}
+    for work in works:
+        groups.setdefault((work.model, work.request), []).append(work)
+    return list(groups.values())
+
+
+def _load(folder: Path, weights: str) -> tuple[ClipModel, ClipModel]:
+    """The base model and a copy to work on."""
+    base, copy = ClipModel.load(folder), ClipModel.load(folder)
+    if file_sha256(folder / WEIGHTS) != weights:
+        raise DigestMismatch(f"the weights in {folder} were replaced since this run began; run it again")
+    return base, copy
+
+
+def _case(asked: Asked, world: World, group: Sequence[Work], base: ClipModel) -> Case:
+    work = group[-1]  # the last one is a method, never the retrained model
+    axis = work.request.axis
+    with deterministic(0, asked.threads):
+        return Case.build(
+            world.repo,
+            world.folders[axis],
+            world.houses[axis],
+            (work.model, base),
+            work.request,
+            work.contender,
+            work.retrained,
+            asked.settings,
+            asked.threads,
+        )

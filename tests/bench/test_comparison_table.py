@@ -1,0 +1,140 @@
+"""Aggregates, winners and the page: a contender that does nothing is never the best."""
+
+from typing import Any
+
+import pytest
+
+from bench.compare_plots import plots
+from bench.compare_table import page
+from bench.summary import aggregate, beaten, best, competitors
+
+
+def row(label: str, number: int, fa1: float = 0.0, drop: float = 0.01, **changes: Any) -> dict[str, Any]:
+    """A row of the contender's `number`-th request."""
+    rate = {"before": {"estimate": 0.8}, "after": {"estimate": fa1}}
+    kept = {"before": {"estimate": 0.6}, "after": {"estimate": 0.6 - drop}}
+    return {
+        "key": f"{label}{number}",
+        "model": "reference",
+        "request": f"single-{number}",
+        "kind": "single",
+        "label": label,
+        "method": {"forget_at": 5, "towers": ["text"]},
+        "error": None,
+        "verdict": "passed" if fa1 < 0.1 and drop < 0.05 else "failed",
+        "erased": fa1 < 0.1,
+        "reached_target": fa1 < 0.1,
+        "rates": {"forget.fa1": rate, "forget.fa5": rate, "retain.ta1": kept},
+        "drops": {"retain.ta1": {"estimate": drop}},
+        "audits": {},
+        "cost": {"cpu_seconds": 2.0, "wall_seconds": 2.0, "peak_growth_mib": 10.0},
+        **changes,
+    }
+
+
+def probed(auc: float) -> dict[str, Any]:
+    caught = {"estimate": auc - 0.5}
+    return {
+        "audits": {
+            "probe": {
+                "before": {"auc": 0.95, "caught": {"estimate": 0.9}},
+                "after": {"auc": auc, "caught": caught},
+            }
+        }
+    }
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    idle = [row("idle", n, fa1=0.8, drop=0.0, cost={"cpu_seconds": 0.1}) for n in range(4)]
+    house = [row("house", n, drop=d) for n, d in enumerate((0.0, 0.01, 0.02, 0.2))]
+    rival = [row("rival", n, fa1=0.05, drop=0.002) for n in range(3)]
+    broken = row("rival", 3, error={"class": "ModelError", "message": "x", "expected": True})
+    for name in ("verdict", "erased", "rates", "drops", "audits", "cost"):
+        del broken[name]
+    return [*idle, *house, *rival, broken]
+
+
+def test_medians_worst_cases_and_counts(rows: list[dict[str, Any]]) -> None:
+    house = aggregate(rows)["single"]["contenders"]["house"]
+    assert house["figures"]["ta1_drop"] == pytest.approx(0.015)
+    assert house["figures"]["ta1_drop_p90"] == pytest.approx(0.146)
+    assert house["verdicts"] == {"passed": 3, "failed": 1, "insufficient evidence": 0}
+
+
+def test_an_error_counts_as_a_request_and_never_as_a_success(rows: list[dict[str, Any]]) -> None:
+    rival = aggregate(rows)["single"]["contenders"]["rival"]
+    assert (rival["n"], rival["verdicts"]["passed"], rival["errors"]) == (4, 3, {"ModelError": 1})
+    assert rival["counts"]["fa1"] == 3
+
+
+def test_who_erases_nothing_does_not_compete(rows: list[dict[str, Any]]) -> None:
+    contenders = aggregate(rows)["single"]["contenders"]
+    assert contenders["idle"]["figures"]["ta1_drop"] == 0.0
+    assert competitors(contenders) == ["house", "rival"]
+    assert best(contenders, "ta1_drop") == ["rival"]
+    assert best(contenders, "cpu_seconds") == ["house", "rival"]
+
+
+def test_where_the_house_is_beaten_is_said(rows: list[dict[str, Any]]) -> None:
+    contenders = aggregate(rows)["single"]["contenders"]
+    assert beaten(contenders, "house") == {"ta1_drop": ["rival"], "ta1_drop_p90": ["rival"]}
+    assert beaten(contenders, "rival") == {"fa1": ["house"], "fa1_worst": ["house"], "fa5": ["house"]}
+
+
+def test_a_probe_is_best_where_it_finds_nothing_not_where_it_is_reversed() -> None:
+    rows = [row("hidden", 0, **probed(0.52)), row("reversed", 0, **probed(0.2))]
+    assert best(aggregate(rows)["single"]["contenders"], "probe") == ["hidden"]
+
+
+def told(rows: list[dict[str, Any]], wanted: int) -> dict[str, Any]:
+    return {
+        "provenance": {
+            "command": "python -m bench.compare",
+            "machine": {"cpu": "a processor", "cores": 2, "system": "linux"},
+            "versions": {"python": "3.11"},
+        },
+        "asked": {
+            "seed": 0,
+            "threads": 1,
+            "settings": {"relearn_steps": 50, "relearn_rate": 1e-4, "relearn_batch": 32},
+        },
+        "requests": {"single": {"asked": 4, "drawn": 4}, "style": {"asked": 10, "drawn": 6}},
+        "commits": ["0" * 40],
+        "rows": len(rows),
+        "wanted": wanted,
+        "house": {"single": "house"},
+        "kinds": aggregate(rows),
+    }
+
+
+def test_the_page_marks_the_best_and_names_what_is_better_than_the_default(
+    rows: list[dict[str, Any]],
+) -> None:
+    text = page(told(rows, len(rows)), rows)
+    assert "| `house` (house default) | top 5 | 4 | 3/1/0 | **0.0 %**" in text
+    assert "**0.2 (n=3)**" in text  # the rival's loss, over three of its four requests
+    assert "- TA@1 lost (1.5): `rival` 0.2" in text
+    assert "- `rival`: 1 x ModelError" in text
+    assert "styles 6 (of 10 asked: there are no more)" in text
+    assert "not finished" not in text
+
+
+def test_an_unfinished_run_says_so(rows: list[dict[str, Any]]) -> None:
+    assert "not finished" in page(told(rows, len(rows) + 1), rows)
+
+
+def test_several_models_are_shown_side_by_side(rows: list[dict[str, Any]]) -> None:
+    both = [*rows, *({**each, "model": "seed-8"} for each in rows)]
+    assert "| method | reference | seed-8 |" in page(told(both, len(both)), both)
+    assert "| method | reference |" not in page(told(rows, len(rows)), rows)
+
+
+def test_figures_are_drawn_of_what_there_is(rows: list[dict[str, Any]]) -> None:
+    assert set(plots(rows)) == {"forgetting-vs-collateral.svg", "verdicts.svg"}
+    assert set(plots([row("house", 0, **probed(0.6))])) == {
+        "forgetting-vs-collateral.svg",
+        "verdicts.svg",
+        "audits.svg",
+    }
+    assert plots([]) == {}

@@ -1,0 +1,128 @@
+"""Rows survive a kill, are not measured twice, and are measured again where more is asked."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.case import Settings
+from bench.requests import Request
+from bench.rows import Rows, row_key
+from bench.worklist import Asked, Work, parse_audits, worklist
+from contracts.errors import InputError
+from tasks.house import Rules
+
+
+def row(key: str, **changes: Any) -> dict[str, Any]:
+    return {"key": key, "error": None, "audits": {}, **changes}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "rows.jsonl"
+
+
+def test_rows_are_there_for_the_next_process(path: Path) -> None:
+    Rows(path).append(row("a"))
+    assert Rows(path).holds("a", {})
+    assert not Rows(path).holds("b", {})
+
+
+def test_of_equal_keys_the_last_row_counts(path: Path) -> None:
+    rows = Rows(path)
+    for n in (1, 2):
+        rows.append(row("a", n=n))
+    assert [found["n"] for found in Rows(path).of(["a"])] == [2]
+
+
+def test_what_a_killed_writer_left_is_no_row_and_spoils_none(path: Path) -> None:
+    Rows(path).append(row("a"))
+    with path.open("a") as stream:
+        stream.write(json.dumps(row("b"))[:-5])
+    rows = Rows(path)
+    assert not rows.holds("b", {})
+    rows.append(row("c"))
+    assert [found["key"] for found in Rows(path).of(["a", "b", "c"])] == ["a", "c"]
+
+
+def test_a_row_without_an_audit_or_with_other_settings_is_measured_again(path: Path) -> None:
+    rows = Rows(path)
+    rows.append(row("a", audits={"relearn": {"settings": {"steps": 50}}}))
+    assert rows.holds("a", {"relearn": {"steps": 50}})
+    assert rows.holds("a", {})
+    assert not rows.holds("a", {"relearn": {"steps": 10}})
+    assert not rows.holds("a", {"probe": {}})
+
+
+def test_an_expected_error_is_a_result_and_a_crash_is_not(path: Path) -> None:
+    rows = Rows(path)
+    rows.append(row("a", error={"class": "ModelError", "message": "", "expected": True}))
+    rows.append(row("b", error={"class": "KeyError", "message": "", "expected": False}))
+    assert rows.holds("a", {"probe": {}})
+    assert not rows.holds("b", {})
+
+
+def test_the_key_is_of_model_targets_and_method() -> None:
+    keys = {
+        row_key(*each)
+        for each in (("m", ["c"], "x"), ("n", ["c"], "x"), ("m", ["d"], "x"), ("m", ["c"], "y"))
+    }
+    assert len(keys) == 4
+
+
+# --- what is asked for -------------------------------------------------------------------------------
+
+REQUESTS = (Request("single", ("c-1",)), Request("single", ("c-2",)), Request("style", ("s-1",)))
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> dict[str, Path]:
+    for name in ("one", "two", "gold/one/single-c-2"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "weights.safetensors").write_bytes(name.encode())
+    return {name: tmp_path / name for name in ("one", "two")}
+
+
+def works(models: dict[str, Path], audits: str = "none", **changes: Any) -> list[Work]:
+    settings = Settings()
+    asked = Asked(
+        **{
+            "models": models,
+            "picked": ("slug", "ccup"),
+            "forget_at": None,
+            "audits": parse_audits(audits, settings),
+            "settings": settings,
+            "retrained": None,
+            "threads": 1,
+            **changes,
+        }
+    )
+    house = Rules(*("",) * 6, method={"forget_at": 1})
+    return worklist(asked, REQUESTS, {"object": house, "style": house})
+
+
+def test_one_row_for_every_model_request_and_contender(models: dict[str, Path]) -> None:
+    found = works(models)
+    assert len({work.key for work in found}) == len(found) == 2 * 3 * 2
+
+
+def test_an_audit_can_be_limited_to_the_first_requests_of_each_kind(models: dict[str, Path]) -> None:
+    found = works(models, "probe,relearn:1")
+    with_relearn = {work.request.name for work in found if "relearn" in work.audits}
+    assert with_relearn == {"single-c-1", "style-s-1"}
+    assert all("probe" in work.audits for work in found)
+
+
+def test_a_retrained_model_is_measured_and_compared_with(models: dict[str, Path], tmp_path: Path) -> None:
+    found = works(models, retrained=tmp_path / "gold")
+    gold = [work for work in found if work.retrained is not None]
+    assert {(work.model, work.request.name) for work in gold} == {("one", "single-c-2")}
+    assert [work.contender.label for work in gold] == ["retrained", "slug", "ccup"]
+    assert ["distance" in work.audits for work in gold] == [False, True, True]
+
+
+@pytest.mark.parametrize("audits", ["prob", "probe:x", "distance", ""])
+def test_unknown_audits_are_refused(audits: str) -> None:
+    with pytest.raises(InputError, match="unknown audit"):
+        parse_audits(audits, Settings())

@@ -1,0 +1,120 @@
+"""One row, end to end in the tests' small world: the same figures as a run, and the base model untouched."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench.audits import AUDITS
+from bench.case import Case, Settings
+from bench.contenders import Contender
+from bench.requests import Request, linked_sets
+from bench.trial import trial
+from contracts.errors import ModelError
+from contracts.values import Method
+from data.layout import concept_id
+from tasks.house import choose, rules
+from tasks.measure import measured
+from tests.world import COLOURS, FORGET, MODEL, SEEN, TARGET, World
+from unlearning.families.clip import ClipModel
+
+
+@pytest.fixture(scope="module")
+def case(world: World) -> Iterator[Case]:
+    house = rules(world.root, MODEL, "object")
+    base = ClipModel.load(world.model)
+    some = Contender("slug", replace(choose(house, {}).method, towers=("text",)))
+    request = Request("single", (concept_id(TARGET),))
+    settings = Settings(relearn_steps=2, relearn_batch=8)
+    with linked_sets(world.root, house, FORGET) as folder:
+        yield Case.build(world.root, folder, house, ("tiny", base), request, some, world.model, settings, 1)
+
+
+@pytest.fixture
+def work(world: World) -> ClipModel:
+    return ClipModel.load(world.model)
+
+
+def slug(case: Case, *towers: str) -> Contender:
+    return Contender("slug", replace(case.plan.method, towers=towers))
+
+
+def test_a_row_has_the_figures_of_a_run(case: Case, work: ClipModel, world: World) -> None:
+    row = trial(case, slug(case, "text"), work, {})
+    house = rules(world.root, MODEL, "object")
+    with linked_sets(world.root, house, FORGET) as folder:
+        # `work` still holds the candidate.
+        told = measured(case.plan, folder, case.base.model, work, {"text"}).figures
+    for name, rate in row["rates"].items():
+        for state in ("before", "after"):
+            assert rate[state]["hits"] == told.rates[f"{name}.{state}"].hits
+    assert row["drops"]["retain.ta1"]["upper95"] == pytest.approx(told.drops["retain.ta1"].upper95, abs=1e-6)
+    assert row["edited"] == {"towers": ["text"], "tensors": 1, "layers": row["edited"]["layers"]}
+    assert row["rates"]["forget.fa1"]["after"]["hits"] < row["rates"]["forget.fa1"]["before"]["hits"]
+
+
+def test_audits_leave_the_candidate_and_the_base_as_they_were(case: Case, work: ClipModel) -> None:
+    before = {name: w.detach().clone() for name, w in case.base.model.parameters.items()}
+    trial(case, slug(case, "vision"), work, {})
+    bare = {name: w.detach().clone() for name, w in work.parameters.items()}
+    row = trial(case, slug(case, "vision"), work, {name: {} for name in (*AUDITS, "distance")})
+    assert set(row["audits"]) == {*AUDITS, "distance"}
+    assert all(torch.equal(before[name], w) for name, w in case.base.model.parameters.items())
+    assert all(torch.equal(bare[name], w) for name, w in work.parameters.items())
+    assert not any(w.requires_grad for w in work.parameters.values())
+
+
+def test_image_features_of_a_text_edit_are_those_of_the_base(case: Case, work: ClipModel) -> None:
+    text, vision = (
+        trial(case, slug(case, t), work, {"probe": {}})["audits"]["probe"] for t in ("text", "vision")
+    )
+    assert text["after"] == text["before"] == vision["before"]
+    assert vision["after"] != vision["before"]
+
+
+def test_the_retrained_model_is_a_row_without_a_method_and_at_no_distance_from_itself(
+    case: Case, work: ClipModel
+) -> None:
+    row = trial(case, Contender("retrained", None), work, {"distance": {}})
+    # The world's own model stands in for a retrained one.
+    assert row["method"] is None
+    assert row["drops"]["retain.ta1"]["estimate"] == 0.0
+    assert row["audits"]["distance"]["after"]["kl"] == pytest.approx(0.0, abs=1e-6)
+    edited = trial(case, slug(case, "text"), work, {"distance": {}})["audits"]["distance"]
+    assert edited["after"]["kl"] > 1e-4
+    assert edited["after"]["agreement"]["n"] == case.holdout.parts.retained.shape[0]
+
+
+def test_an_error_is_a_row_and_the_next_row_is_as_if_nothing_had_been(
+    case: Case, work: ClipModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = trial(case, slug(case, "text"), work, {})
+
+    def fail(error: Exception) -> dict[str, object]:
+        def broken(model: ClipModel, *_: object) -> None:
+            with torch.no_grad():
+                model.parameters["text_projection"].zero_()
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr("bench.trial.unlearn", broken)
+            return trial(case, slug(case, "text"), work, {})["error"]
+
+    assert fail(ModelError("no layer")) == {"class": "ModelError", "message": "no layer", "expected": True}
+    assert fail(ValueError(TARGET)) == {"class": "ValueError", "message": "", "expected": False}
+    again = trial(case, slug(case, "text"), work, {})
+    assert again["rates"] == expected["rates"]
+
+
+def test_a_row_names_no_concept(case: Case, work: ClipModel) -> None:
+    text = json.dumps(trial(case, slug(case, "text"), work, {"probe": {}, "retrieval": {}}))
+    assert concept_id(TARGET) in text
+    assert not any(word in text for word in (*COLOURS, *SEEN, "tile"))
+
+
+def test_methods_get_what_a_run_gives_them(case: Case) -> None:
+    assert case.plan.neighbours[0] == concept_id("crimson cross")
+    assert case.inputs.targets == (list(case.inputs.class_ids).index(concept_id(TARGET)),)
+    assert isinstance(case.plan.method, Method)
