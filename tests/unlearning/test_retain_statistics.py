@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from contracts.errors import ModelError
+from contracts.errors import InputError, ModelError
 from contracts.values import Method
 from tests.unlearning.conftest import captions, items
 from unlearning import methods
@@ -101,13 +101,27 @@ def test_a_method_steps_the_same_way_with_known_statistics(model: ClipModel, tas
 
 def test_the_retain_set_is_not_seen_again(model: ClipModel, task, monkeypatch) -> None:
     method = Method(name="slug-preconditioned", towers=("text",), forget_at=2, micro_batch=16)
-    inputs = replace(task.inputs(TARGET), known_retain=known(model, TARGET))
+    wanted = methods.statistics(method, 0)
+    assert wanted is not None
+    inputs = replace(task.inputs(TARGET), known_retain=known(model, TARGET, wanted))
 
     def again(*args: object, **options: object) -> None:
         raise AssertionError("the retain gradient was computed again")
 
     monkeypatch.setattr("unlearning.methods.slug_preconditioned.retain_gradient_and_sums", again)
     assert methods.profile(model, inputs, method).directions
+
+
+@pytest.mark.parametrize(
+    "change", [{"retain_batch": 12}, {"towers": ("vision",)}, {"options": {"choose": "pareto"}}]
+)
+def test_statistics_for_another_method_are_refused(model: ClipModel, task, change: dict) -> None:
+    method = Method(name="slug-preconditioned", towers=("text",), forget_at=2, retain_batch=24)
+    wanted = methods.statistics(method, 0)
+    assert wanted is not None
+    inputs = replace(task.inputs(TARGET), known_retain=known(model, TARGET, wanted))
+    with pytest.raises(InputError, match="known retain statistics"):
+        methods.profile(model, inputs, replace(method, **change))
 
 
 @pytest.mark.parametrize(

@@ -129,8 +129,14 @@ def _retain_side(
     layers: Sequence[str],
     progress: Progress,
 ) -> tuple[Gradients, dict[str, Moments]]:
-    """Retain gradient and second moments, from what is known of the retain set if anything is."""
+    """Retain gradient and second moments, from what is known of the retain set if anything is.
+
+    Raises:
+        InputError: what is known was measured for another method or seed.
+    """
     if inputs.known_retain is not None:
+        if inputs.known_retain.statistics.wanted != statistics(method, inputs.seed):
+            raise InputError("the known retain statistics are not those that this method and seed ask for")
         moments = inputs.known_retain.moments(model, layers, method.micro_batch)
         return inputs.known_retain.statistics.gradient, moments
     gradient, sums = retain_gradient_and_sums(
