@@ -14,6 +14,7 @@ from contracts.values import RunSeconds
 from report import metrics, pictures, words
 from report.plots.search import JOINT, is_kept
 from report.record import RunRecord, to_json
+from report.score_words import score_words
 
 _STEPS = ("pull", "profile", "unlearn", "measure", "gate", "publish")
 
@@ -37,6 +38,7 @@ def render(record: RunRecord) -> str:
         claim=words.claim(record.plan, record.verdict, record.names),
         shown=words.shown(record.verdict, record.edits),
         not_proved=words.not_proved(record.verdict),
+        scores_mean=score_words(record.plan.method.name),
         production=words.production(record.plan, record.version, record.promoted),
         gates=[g for g in record.verdict.gates if g.kind != "self-check"],
         self_checks=[g for g in record.verdict.gates if g.kind == "self-check"],

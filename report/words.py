@@ -32,7 +32,7 @@ _NOT_PROVED = (
     (
         "Other copies",
         "Earlier versions, exports and caches still know the concept, and whoever can read both versions can "
-        "compute the edit, hence the forget gradient, from their difference.",
+        "compute the edit, and what it says of the forgotten data, from their difference.",
     ),
     ("Good faith", "Digests bind bytes. They cannot show that the right set was handed in."),
 )

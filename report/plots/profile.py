@@ -73,13 +73,13 @@ def _figure(profiles: Profiles, edits: Sequence[Edit], names: Mapping[str, str])
     panels = figure.subplots(1, len(towers), sharex=True, sharey=True, squeeze=False)[0]
     single = len(profiles) == 1
     _limits(panels[0], points, _LABEL_GUTTER[not single])
-    panels[0].set_ylabel("importance  ‖g forget‖ / ‖θ‖")
-    figure.supxlabel("alignment  |cos(g forget, g retain)|", fontsize=7.5, color=MUTED)
+    panels[0].set_ylabel("importance")
+    figure.supxlabel("alignment", fontsize=7.5, color=MUTED)
     for axes, tower in zip(panels, towers, strict=True):
         own = [p for p in points if p.score.tower == tower]
         layers = len({p.score.layer for p in own})
         front = sum(p.score.on_front for p in own)
-        rest = f"{front} on the front" if single else f"{len(profiles)} concepts"
+        rest = f"{front} searched" if single else f"{len(profiles)} concepts"
         theme.panel_title(axes, _TITLES[tower], f"{layers} layers, {rest}")
         _panel(axes, own, single=single)
     return figure
