@@ -77,7 +77,8 @@ def _setting(kind: str, found: Summary, result: Mapping[str, Any]) -> str:
         "FA@1 in int8": "int8",
     }
     parts.append(
-        "Unedited: " + ", ".join(f"{title} {base[key]:.1%}" for title, key in said.items() if key in base)
+        "Unedited: "
+        + ", ".join(f"{title} {100 * base[key]:.1f} %" for title, key in said.items() if key in base)
     )
     plain = {
         "probe AUC": "probe",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from contracts.values import Tower
+from unlearning.families import clip_timm_hf
 from unlearning.families.clip import ClipModel
 from unlearning.leace import Erasure, LabelledMoments
 from unlearning.request import Progress, UnlearnInputs
@@ -83,13 +84,17 @@ def linear_layers(model: ClipModel) -> list[LinearLayer]:
     from open_clip.modified_resnet import ModifiedResNet
 
     net: Any = model.net
+    if clip_timm_hf.is_built(net):
+        from unlearning.linear_layers_timm_hf import layers_of
+
+        return layers_of(net)
     vision = _resnet_layers if isinstance(net.visual, ModifiedResNet) else _vit_layers
     layers = list(vision(net.visual))
     for i, block in enumerate(net.transformer.resblocks):
         layers += _block_layers(f"transformer.resblocks.{i}", block, pooled=True, first=i == 0)
     if isinstance(net.text_projection, nn.Linear):
         bias = "text_projection.bias" if net.text_projection.bias is not None else None
-        layers.append(LinearLayer("text_projection.weight", bias, net.text_projection, _argument, alone=True))
+        layers.append(LinearLayer("text_projection.weight", bias, net.text_projection, argument, alone=True))
     elif net.text_projection is not None:
         layers.append(
             LinearLayer(
@@ -103,12 +108,12 @@ def _resnet_layers(visual: Any) -> Iterator[LinearLayer]:
     for group in ("layer1", "layer2", "layer3", "layer4"):
         for i, block in enumerate(getattr(visual, group)):
             at = f"visual.{group}.{i}"
-            yield LinearLayer(f"{at}.conv1.weight", f"{at}.bn1.bias", block.conv1, _pixels, norm=block.bn1)
-            yield LinearLayer(f"{at}.conv3.weight", f"{at}.bn3.bias", block.conv3, _pixels, norm=block.bn3)
+            yield LinearLayer(f"{at}.conv1.weight", f"{at}.bn1.bias", block.conv1, pixels, norm=block.bn1)
+            yield LinearLayer(f"{at}.conv3.weight", f"{at}.bn3.bias", block.conv3, pixels, norm=block.bn3)
             if block.downsample is not None:
                 conv, norm = block.downsample.get_submodule("0"), block.downsample.get_submodule("1")
                 yield LinearLayer(
-                    f"{at}.downsample.0.weight", f"{at}.downsample.1.bias", conv, _pixels, norm=norm
+                    f"{at}.downsample.0.weight", f"{at}.downsample.1.bias", conv, pixels, norm=norm
                 )
     for own, seen in (("v_proj", _places), ("c_proj", _pooling_heads)):
         at = f"visual.attnpool.{own}"
@@ -137,10 +142,11 @@ def _block_layers(at: str, block: Any, *, pooled: bool, first: bool = False) -> 
     out = f"{at}.attn.out_proj"
     yield LinearLayer(f"{out}.weight", f"{out}.bias", attn, _heads, alone=first, pooled=pooled)
     for own, module in (("c_fc", mlp.c_fc), ("c_proj", mlp.c_proj)):
-        yield LinearLayer(f"{at}.mlp.{own}.weight", f"{at}.mlp.{own}.bias", module, _argument, pooled=pooled)
+        yield LinearLayer(f"{at}.mlp.{own}.weight", f"{at}.mlp.{own}.bias", module, argument, pooled=pooled)
 
 
-def _argument(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor:
+def argument(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor:
+    """What a layer that is called as a module is given: vectors (n, d) or positions of them (n, L, d)."""
     x: Tensor = args[0]
     return x[:, None] if x.ndim == 2 else x
 
@@ -149,7 +155,8 @@ def _output(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], outpu
     return output
 
 
-def _pixels(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor:
+def pixels(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor:
+    """What a 1x1 convolution is given, (n, d, H, W), as positions."""
     x: Tensor = args[0]
     return x.flatten(2).mT
 
@@ -282,7 +289,7 @@ def input_moments(
                 tokens = model.tokenize([captions[i] for i in rows.tolist()])
                 for listener in listeners.values():
                     listener.labels = labels[rows]
-                    listener.ends = tokens.argmax(dim=1) if tower == "text" else None
+                    listener.ends = model.text_lengths(tokens) - 1 if tower == "text" else None
                 if tower == "text":
                     model.text_features(tokens)
                 else:

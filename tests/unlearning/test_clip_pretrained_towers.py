@@ -20,8 +20,11 @@ from tests.pretrained_towers import CONTEXT, END, START, config, random_model, t
 from tests.unlearning.conftest import NAMES, TEMPLATES, captions, items
 from unlearning import methods
 from unlearning import moments as moments_module
-from unlearning.families.clip import WEIGHTS, ClipModel
+from unlearning.families.clip import WEIGHTS, ClipModel, tower_of
 from unlearning.gradients import forget_gradient, retain_gradient
+from unlearning.inplace import edited
+from unlearning.leace import fit_erasure
+from unlearning.linear_layers import input_moments, linear_layers
 from unlearning.moments import retain_gradient_and_sums
 from unlearning.objectives import retain_loss
 
@@ -315,7 +318,7 @@ def test_moments_of_depthwise_convolutions_and_of_padded_texts(
     assert depthwise > 0
 
 
-@pytest.mark.parametrize("name", ["slug", "slug-preconditioned"])
+@pytest.mark.parametrize("name", ["slug", "slug-preconditioned", "erase-linear"])
 @pytest.mark.parametrize("tower", ["vision", "text"])
 def test_a_concept_is_forgotten_and_the_file_holds_the_edit_alone(
     model: ClipModel, task: Any, tmp_path: Path, name: str, tower: Any
@@ -330,3 +333,35 @@ def test_a_concept_is_forgotten_and_the_file_holds_the_edit_alone(
     assert (tmp_path / WEIGHTS).exists()
     differ = {layer for layer, tensor in after.items() if not torch.equal(tensor, before[layer])}
     assert differ == {edit.layer for edit in outcome.edits}
+
+
+def test_folded_erasures_compute_what_the_erasure_before_the_layer_would(model: ClipModel, task: Any) -> None:
+    # Catches a constant that goes through the wrong BatchNorm, and padding that is counted as text.
+    inputs = task.inputs(2)
+    layers = linear_layers(model)
+    alone = {layer.weight for layer in layers if layer.alone}
+    assert alone == {"visual.head.proj.weight", "text.proj.weight"}
+    images = model.preprocess(inputs.search_images[:3])
+    tokens = model.tokenize(["a red square", "a drawing of a blue cross."])
+
+    def features(tower: str) -> Tensor:
+        return model.image_features(images) if tower == "vision" else model.text_features(tokens)
+
+    for tower in ("vision", "text"):
+        own = [layer for layer in layers if tower_of(layer.weight) == tower]
+        assert own
+        moments = input_moments(model, tower, own, inputs, 16, lambda *told: None)
+        for layer in own:
+            erasure = fit_erasure(moments[layer.weight], affine=layer.bias is not None)
+
+            def before(module: nn.Module, args: tuple[Tensor, ...], erasure: Any = erasure) -> tuple[Tensor]:
+                x = args[0]
+                return (erasure(x.movedim(1, -1)).movedim(-1, 1) if x.ndim == 4 else erasure(x),)
+
+            handle = layer.module.register_forward_pre_hook(before)
+            wanted = features(tower)
+            handle.remove()
+            with edited(model.parameters, layer.updates(model.parameters, erasure)):
+                found = features(tower)
+            torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3, msg=layer.weight)
+            assert not torch.equal(found, features(tower)), layer.weight

@@ -96,8 +96,19 @@ def final_projection(model: ClipModel, tower: Tower) -> dict[str, int]:
     """
     axes = {
         # Linear layers hold (D, W) and a bias (D,); ViT and text towers multiply by a bare (W, D).
-        "vision": {"visual.attnpool.c_proj.weight": 0, "visual.attnpool.c_proj.bias": 0, "visual.proj": 1},
-        "text": {"text_projection.weight": 0, "text_projection.bias": 0, "text_projection": 1},
+        "vision": {
+            "visual.attnpool.c_proj.weight": 0,
+            "visual.attnpool.c_proj.bias": 0,
+            "visual.proj": 1,
+            "visual.head.proj.weight": 0,
+            "visual.head.proj.bias": 0,
+        },
+        "text": {
+            "text_projection.weight": 0,
+            "text_projection.bias": 0,
+            "text_projection": 1,
+            "text.proj.weight": 0,
+        },
     }[tower]
     found = {name: axis for name, axis in axes.items() if name in model.parameters}
     if not found:

@@ -18,7 +18,8 @@ Where the constant W P mu goes (exact in all cases, tested against the unfolded 
 
     linear layers of blocks, attention out_proj, attnpool v_proj and c_proj   their own bias
     in_proj of a block's attention: its value rows only                       the same rows of in_proj_bias
-    1x1 convolutions of a ModifiedResNet                                      bias of the BatchNorm after it
+    1x1 convolutions of a ModifiedResNet or EfficientNet                      bias of the BatchNorm after it
+    linear layers of a BERT but queries and keys, projections of both         their own bias, if they have one
     visual.proj, text_projection                                              none: linear map, mu = 0
 
 Queries and keys only steer attention and are not offered; neither are larger convolutions, where an
