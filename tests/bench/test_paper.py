@@ -14,6 +14,7 @@ from contracts.values import Method
 from tests.unlearning.conftest import (  # the fixtures `make_model` and `vocabulary` among them
     TRAINING_STEPS,
     Task,
+    _one_thread,  # noqa: F401 - what the tiny model learns depends on the number of threads
     _train,
     make_model,  # noqa: F401
     vocabulary,  # noqa: F401
