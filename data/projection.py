@@ -9,7 +9,7 @@ F and W widths of image and text features, D embedding width.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,8 @@ from torch.nn import functional
 
 from contracts.values import Tower
 from unlearning.families.clip import ClipModel
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, done, total)."""
+from unlearning.request import Progress
+from unlearning.zero_shot import fill_templates
 
 MICRO_BATCH = 64
 MAX_SCALE = math.log(100)
@@ -91,23 +90,16 @@ def train(
             for i, view in enumerate(drawings.views)
         ]
     )
-    texts = [
-        [template.replace("{}", name) for name in names[axis]]
-        for axis in ("object", "style")
-        for template in templates[axis]
-    ]
-    n_object = len(templates["object"])
-    table = [*drawings.captions, *(text for group in texts for text in group)]
+    named, styled = (fill_templates(names[axis], templates[axis]) for axis in ("object", "style"))
+    table = [*drawings.captions, *named, *styled]
     read = _before_projection(model, "text", table, progress, "text features")
-    own, named = read[: len(drawings.captions)], read[len(drawings.captions) :]
-    sizes = [len(group) for group in texts]
-    by_template = torch.split(named, sizes)
+    own_read, named_read, styled_read = torch.split(read, [len(drawings.captions), len(named), len(styled)])
     _fit(
         model,
         images,
-        own,
-        torch.stack(by_template[:n_object]),
-        torch.stack(by_template[n_object:]),
+        own_read,
+        named_read.reshape(len(templates["object"]), len(names["object"]), -1),
+        styled_read.reshape(len(templates["style"]), len(names["style"]), -1),
         drawings,
         options,
         progress,

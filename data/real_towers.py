@@ -13,7 +13,6 @@ Not a DVC stage: `dvc repro` would then need the packages, and the repository's 
 
 import io
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from importlib import resources
@@ -34,10 +33,8 @@ from unlearning.determinism import deterministic
 from unlearning.families import clip_config
 from unlearning.families.clip import ClipModel
 from unlearning.families.clip_timm_hf import BertCfg
+from unlearning.request import Progress
 from unlearning.zero_shot import class_embeddings, classification_ranks, rate_at
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, done, total)."""
 
 IMAGE_SIZE = 96
 EMBED_DIM = 256
