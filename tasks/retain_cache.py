@@ -17,6 +17,8 @@ from tasks.progress import Tell
 from tasks.run import Run
 
 if TYPE_CHECKING:
+    import torch
+
     from unlearning.families.clip import ClipModel
     from unlearning.retain_statistics import KnownRetain, RetainStatistics, Wanted
 
@@ -37,16 +39,25 @@ def known_retain(run: Run, plan: Plan, model: ClipModel, tell: Tell) -> KnownRet
     import torch
 
     from unlearning import methods
-    from unlearning.retain_statistics import KnownRetain
+    from unlearning.retain_statistics import KnownRetain, measure
 
     wanted = methods.statistics(plan.method, plan.seed)
     if wanted is None:
         return None
     folder = run.path("retain")
     items = read_items(folder)
-    statistics = _kept(run, plan, wanted, model.device)
+    path = _path(run, plan, wanted)
+    statistics = _kept(path, wanted, model.device)
     if statistics is None:
-        statistics = _measured(run, plan, wanted, model, tell)
+        statistics = measure(
+            model,
+            load_images(folder, items, model.image_size),
+            tuple(items["caption"]),
+            wanted,
+            micro_batch=plan.method.micro_batch,
+            progress=lambda done, total: tell("retain statistics", done, total),
+        )
+        _keep(statistics, path)
     gone = {*plan.targets, *plan.erased_before}
     left_out = np.flatnonzero(items[plan.axis].isin(gone))
     return KnownRetain(
@@ -57,14 +68,13 @@ def known_retain(run: Run, plan: Plan, model: ClipModel, tell: Tell) -> KnownRet
     )
 
 
-def _kept(run: Run, plan: Plan, wanted: Wanted, device: object) -> RetainStatistics | None:
+def _kept(path: Path, wanted: Wanted, device: torch.device) -> RetainStatistics | None:
     from unlearning.retain_statistics import read
 
-    path = _path(run, plan, wanted)
     if not path.exists():
         return None
     try:
-        statistics = read(path, wanted, device)  # type: ignore[arg-type]
+        statistics = read(path, wanted, device)
     except ModelError as error:
         say(f"{error}; measuring the retain set again")
         return None
@@ -72,24 +82,12 @@ def _kept(run: Run, plan: Plan, wanted: Wanted, device: object) -> RetainStatist
     return statistics
 
 
-def _measured(run: Run, plan: Plan, wanted: Wanted, model: ClipModel, tell: Tell) -> RetainStatistics:
-    from unlearning.retain_statistics import measure, write
+def _keep(statistics: RetainStatistics, path: Path) -> None:
+    from unlearning.retain_statistics import write
 
-    folder = run.path("retain")
-    items = read_items(folder)
-    statistics = measure(
-        model,
-        load_images(folder, items, model.image_size),
-        tuple(items["caption"]),
-        wanted,
-        micro_batch=plan.method.micro_batch,
-        progress=lambda done, total: tell("retain statistics", done, total),
-    )
-    path = _path(run, plan, wanted)
     write(statistics, path)
     for old in sorted(path.parent.glob("*.safetensors"), key=lambda p: -p.stat().st_mtime)[KEPT:]:
         old.unlink(missing_ok=True)
-    return statistics
 
 
 def _path(run: Run, plan: Plan, wanted: Wanted) -> Path:
