@@ -8,10 +8,11 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from contracts.errors import InputError, SetError
+from data.tar_samples import samples
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 
@@ -124,35 +125,16 @@ def _parquet_records(table: Path) -> Iterator[Mapping[str, Any]]:
 def _tar_rows(archive: Path, caption_column: str) -> Iterator[SourceRow]:
     try:
         with tarfile.open(archive, "r:*") as tar:
-            for number, sample in enumerate(_samples(tar), start=1):
+
+            def content(header: tarfile.TarInfo) -> bytes:
+                stream = tar.extractfile(header)
+                assert stream is not None  # a plain file has one
+                return stream.read()
+
+            for number, sample in enumerate(samples(tar, content, "the tar"), start=1):
                 yield _sample_row(sample, number, caption_column)
     except (tarfile.TarError, EOFError, OSError):
         raise SetError("the tar is cut short or damaged") from None
-
-
-def _samples(tar: tarfile.TarFile) -> Iterator[dict[str, bytes]]:
-    """Consecutive members with one key (the path up to the first dot of the name), by extension."""
-    key, sample = "", dict[str, bytes]()
-    for number, member in enumerate(tar, start=1):
-        path = PurePosixPath(member.name)
-        if path.is_absolute() or ".." in path.parts:
-            raise SetError(f"member {number} of the tar has an unsafe name")
-        if member.isdir():
-            continue
-        # A link has no bytes of its own, and may point anywhere.
-        content = tar.extractfile(member) if member.isreg() else None
-        if content is None:
-            raise SetError(f"member {number} of the tar is a link or a device, not a plain file")
-        stem, _, extension = path.name.partition(".")
-        if sample and str(path.parent / stem) != key:
-            yield sample
-            sample = {}
-        key = str(path.parent / stem)
-        if f".{extension.lower()}" in sample:
-            raise SetError(f"member {number} of the tar repeats a name")
-        sample[f".{extension.lower()}"] = content.read()
-    if sample:
-        yield sample
 
 
 def _sample_row(sample: Mapping[str, bytes], number: int, caption_column: str) -> SourceRow:

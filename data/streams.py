@@ -12,11 +12,11 @@ Messages name pairs by their number in the shard, never by member name or captio
 
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ from PIL import Image, ImageOps
 from contracts.errors import InputError, SetError
 from data.pictures import decode_image
 from data.sources import IMAGE_SUFFIXES
+from data.tar_samples import samples
 from data.views import render_view
 
 
@@ -140,36 +141,14 @@ class StreamedBatch:
 def _pairs(shard: Path, index: int) -> Iterator[Place]:
     try:
         with tarfile.open(shard, "r:") as tar:
-            for number, sample in enumerate(_samples(tar, shard.name), start=1):
-                images = [header for suffix, header in sample.items() if suffix in IMAGE_SUFFIXES]
+            for number, sample in enumerate(samples(tar, _extent, shard.name), start=1):
+                images = [extent for suffix, extent in sample.items() if suffix in IMAGE_SUFFIXES]
                 caption = sample.get(".txt", sample.get(".json"))
                 if len(images) != 1 or caption is None:
                     raise SetError(f"{shard.name}, pair {number}: not one picture with a .txt or .json")
-                yield Place(index, number, _extent(images[0]), _extent(caption), ".txt" not in sample)
+                yield Place(index, number, images[0], caption, ".txt" not in sample)
     except (tarfile.TarError, OSError):
         raise SetError(f"{shard.name} is missing, cut short or no plain tar") from None
-
-
-def _samples(tar: tarfile.TarFile, name: str) -> Iterator[Mapping[str, tarfile.TarInfo]]:
-    """Headers of consecutive members with one key (the path up to the first dot of the name), by suffix."""
-    key, sample = "", dict[str, tarfile.TarInfo]()
-    while (header := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header of the shard
-        if header.isdir():
-            continue
-        if not header.isreg():
-            raise SetError(f"{name}: a member is a link or a device, not a plain file")
-        path = PurePosixPath(header.name)
-        stem, _, suffix = path.name.partition(".")
-        if sample and str(path.parent / stem) != key:
-            yield sample
-            sample = {}
-        key = str(path.parent / stem)
-        if f".{suffix.lower()}" in sample:
-            raise SetError(f"{name}: a pair has two members of one kind")
-        sample[f".{suffix.lower()}"] = header
-    if sample:
-        yield sample
 
 
 def _extent(header: tarfile.TarInfo) -> Extent:

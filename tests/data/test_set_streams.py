@@ -95,15 +95,15 @@ def test_captions_may_be_json(tmp_path: Path, picture) -> None:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"ada.png": b"", "bob.txt": b"Bob"}, "pair 1: not one picture with"),
-        ({"ada.txt": b"Ada"}, "pair 1: not one picture with"),
-        ({"ada.png": b"", "ada.jpg": b"", "ada.txt": b"Ada"}, "pair 1: not one picture with"),
-        ({"ada.PNG": b"", "ada.png": b"", "ada.txt": b"Ada"}, "two members of one kind"),
+        ({"ada.png": b"", "bob.txt": b"Bob"}, "odd.tar, pair 1: not one picture with"),
+        ({"ada.txt": b"Ada"}, "odd.tar, pair 1: not one picture with"),
+        ({"ada.png": b"", "ada.jpg": b"", "ada.txt": b"Ada"}, "odd.tar, pair 1: not one picture with"),
+        ({"ada.PNG": b"", "ada.png": b"", "ada.txt": b"Ada"}, "member 2 of odd.tar repeats a name"),
     ],
 )
 def test_what_is_no_pair_is_refused(tmp_path: Path, members, message: str) -> None:
     shard = write(tmp_path / "odd.tar", members)
-    with pytest.raises(SetError, match=rf"odd\.tar.*{message}") as caught:
+    with pytest.raises(SetError, match=message) as caught:
         list(PairStream((shard,), size=8, batch=2))
     assert "ada" not in str(caught.value).lower(), "member names may be names of people"
 
