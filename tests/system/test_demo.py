@@ -95,7 +95,7 @@ def _kill(arguments: tuple[str, ...], environ: Mapping[str, str], now: Callable[
     command = [sys.executable, "-m", "cli.main", *arguments]
     process = subprocess.Popen(command, cwd=REPO, env=environ, stdout=subprocess.DEVNULL)
     try:
-        until(lambda: now() or None, "the moment to kill comes", timeout_s=300)
+        until(lambda: now() or None, "the moment to kill comes", timeout_s=900)
         assert process.poll() is None
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     finally:
