@@ -52,6 +52,12 @@ _BY_METHOD = {
         "variance that is moved",
         step="A closed-form erasure is folded into the layer: weight += λ · change, λ = 1 being all of it.",
     ),
+    "per-tower": ScoreWords(
+        layers="Each tower has a method of its own, which scores its layers by numbers of its own; compare "
+        "layers of one tower only.",
+        caption="Importance and alignment, as the method of the layer's tower defines them",
+        step="One change in each tower, each enough by itself: weight += λ · change.",
+    ),
 }
 
 

@@ -9,7 +9,9 @@ from report.record import RunRecord
 from report.score_words import score_words
 
 
-@pytest.mark.parametrize(("method", "gradient"), [("slug", True), ("uce", False), ("erase-linear", False)])
+@pytest.mark.parametrize(
+    ("method", "gradient"), [("slug", True), ("uce", False), ("erase-linear", False), ("per-tower", False)]
+)
 def test_a_gradient_is_named_only_where_there_is_one(
     records: dict[str, RunRecord], method: str, gradient: bool
 ) -> None:
