@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.case import Audit, Case, State
+from bench.holdout import Holdout
 from contracts.values import Rate
 from gates.intervals import rate
 from tasks.selection import VIEWS
@@ -164,8 +165,8 @@ def quantise(case: Case, state: State) -> dict[str, Any]:
                 for name, weight in state.model.parameters.items():
                     weight.copy_(rounded(name, weight))
             rates: dict[str, Rate] = {
-                "fa1": case.holdout.accuracy(state.model, "forget"),
-                "ta1": case.holdout.accuracy(state.model, "retained"),
+                "fa1": case.held(state).accuracy(state.model, "forget"),
+                "ta1": case.held(state).accuracy(state.model, "retained"),
             }
             found[precision] = {name: asdict(value) for name, value in rates.items()}
     return found
@@ -192,12 +193,14 @@ def distance(case: Case, state: State) -> dict[str, Any]:
 
     kl: mean of KL(retrained || model) over items, in nats; l1: mean over items of the absolute
     differences of the class probabilities, summed; agreement: share of items with the same first class.
-    Of all classes the model was trained on, the targets included.
+    Of all classes the model was trained on, the targets included; where the retrained model has not
+    seen other concepts either, neither their items nor their classes count.
     """
     assert case.retrained is not None
-    gold, told = (_log_probabilities(case, each) for each in (case.retrained, state))
+    held = case.retrained.holdout
+    gold, told = (_log_probabilities(held, each) for each in (case.retrained.state, state))
     same = (gold.argmax(dim=1) == told.argmax(dim=1)).numpy()
-    clusters = case.holdout.parts.retained["source"].to_numpy(dtype=str)
+    clusters = held.parts.retained["source"].to_numpy(dtype=str)
     return {
         "kl": float((gold.exp() * (gold - told)).sum(dim=1).mean()),
         "l1": float((gold.exp() - told.exp()).abs().sum(dim=1).mean()),
@@ -205,11 +208,11 @@ def distance(case: Case, state: State) -> dict[str, Any]:
     }
 
 
-def _log_probabilities(case: Case, state: State) -> Tensor:
-    known = case.holdout.classes[case.plan.axis]
-    columns = [i for i, label in enumerate(known.ids) if label in known.known]
-    where = case.holdout.where(case.holdout.parts.retained)
-    scores = state.features.scores(case.plan.axis)[where][:, columns]
+def _log_probabilities(held: Holdout, state: State) -> Tensor:
+    plan, known = held.plan, held.classes[held.plan.axis]
+    counted = known.known - set(plan.erased_before)
+    columns = [i for i, label in enumerate(known.ids) if label in counted]
+    scores = state.features.scores(plan.axis)[held.where(held.parts.retained)][:, columns]
     return functional.log_softmax((state.model.logit_scale * scores).double(), dim=1)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.contenders import Contender
+from bench.gold import Gold
 from bench.holdout import Holdout
 from bench.requests import Request, plan_for
 from contracts.values import Plan, Tower
@@ -116,6 +117,21 @@ class State:
         return self.model.encode_images(self.examples.images).numpy()
 
 
+@dataclass(frozen=True, eq=False)
+class Retrained:
+    """The model that never saw the forget set.
+
+    Attributes:
+        state: what it says.
+        holdout: the request's, without what else it never saw.
+        used: see `bench.gold.Gold.used`.
+    """
+
+    state: State
+    holdout: Holdout
+    used: str
+
+
 Audit = Callable[["Case", State], dict[str, Any]]
 
 
@@ -132,6 +148,7 @@ class Case:
         suite: by which gates.
         base: the unedited model.
         retrained: the model that never saw the forget set, where there is one.
+        settings: of the audits.
     """
 
     model_name: str
@@ -141,7 +158,7 @@ class Case:
     holdout: Holdout
     suite: GateSuite
     base: State
-    retrained: State | None
+    retrained: Retrained | None
     settings: Settings
     _known: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -154,7 +171,7 @@ class Case:
         base: tuple[str, ClipModel],
         request: Request,
         some: Contender,
-        retrained: Path | None,
+        gold: Gold | None,
         settings: Settings,
         threads: int,
     ) -> "Case":
@@ -167,7 +184,7 @@ class Case:
             base: name and weights of the model that is to forget.
             request: what.
             some: any contender with a method; they all search with the same templates.
-            retrained: folder of the model retrained without the forget set.
+            gold: the model retrained without the forget set.
             settings: of the audits.
             threads: of torch.
         """
@@ -177,11 +194,12 @@ class Case:
         inputs = unlearn_inputs(plan, folder, model.image_size)
         holdout = Holdout.read(plan, folder, model)
         examples = Examples.read(holdout, folder, inputs, model.image_size)
-        gold = None
-        if retrained is not None:
-            never = ClipModel.load(retrained)
+        retrained = None
+        if gold is not None:
+            never = ClipModel.load(gold.folder)
             both: frozenset[Tower] = frozenset(("vision", "text"))
-            gold = State(never, both, holdout.features(never, both), examples)
+            state = State(never, both, holdout.features(never, both), examples)
+            retrained = Retrained(state, holdout.without(gold.others(request)), gold.used(request))
         return cls(
             name,
             request,
@@ -190,9 +208,15 @@ class Case:
             holdout,
             load_suite(repo / house.gates),
             State(model, frozenset(), holdout.before, examples),
-            gold,
+            retrained,
             settings,
         )
+
+    def held(self, state: State) -> Holdout:
+        """What a model is judged on: the retrained one not on what it never saw for other reasons."""
+        if self.retrained is not None and state is self.retrained.state:
+            return self.retrained.holdout
+        return self.holdout
 
     def of_base(self, name: str, audit: Audit) -> dict[str, Any]:
         """The audit of the unedited model, done once."""

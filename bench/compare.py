@@ -5,9 +5,14 @@ real gates, nothing registered.  Rows are appended to OUT/rows.jsonl as they com
 continues where it ended; summary.json, table.md and the figures are written anew from all rows asked for.
 
     --audits probe,retrieval,relearn:4   audits to run, `:N` on the first N requests of each kind only
-    --model NAME=FOLDER                  repeatable, for several training seeds of the reference model
-    --retrained DIR                      models trained without the forget set, in DIR/<model>/<request>;
+    --model real-clip                    the second reference model, or a model folder; its own --out
+    --seeds DIR DIR                      the headline rows on models of other training seeds too, as
+                                         `python -m data.train --seed N --out DIR` writes them
+    --retrained DIR                      models trained without the forget set, in DIR/<model>/<request> or,
+                                         for several requests at once, DIR/<model>/union (`bench.gold`);
                                          --list prints the requests' names and targets
+    --gold N                             write what a union of the first N requests leaves out into the
+                                         folder of --retrained, print how it is trained, and do nothing else
     --part 1/2                           every second request: several processes may share one OUT
 """
 
@@ -23,17 +28,20 @@ from typing import Any
 from bench.case import Settings
 from bench.compare_plots import plots
 from bench.compare_table import page
+from bench.contenders import HEADLINES
+from bench.gold import prepare_union
+from bench.models import add_model_options, base_model, model_folder
 from bench.provenance import provenance
-from bench.requests import Kind, draw, house_rules, linked_sets, usable
+from bench.requests import Kind, draw, linked_sets, usable
 from bench.rows import Row, Rows
+from bench.seeds import over_seeds
 from bench.summary import aggregate
 from bench.worklist import Asked, Work, World, measure, parse_audits, worklist
-from contracts.errors import InputError, SluglineError
+from contracts.errors import SluglineError
 from contracts.values import Axis
 from tasks.house import Rules, choose, repository
 from tasks.plan import read_labels
 
-REFERENCE = "data/models/reference"
 DEFAULT_AUDITS = "probe,retrieval,relearn,quantise"
 
 
@@ -41,9 +49,15 @@ def main() -> None:
     """Compare; write rows, summary, table and figures; print the table, or JSON."""
     options = _arguments()
     settings = Settings(options.relearn_steps, options.relearn_rate, options.relearn_batch)
+    repo = repository()
+    base = base_model(repo, options.model, options.rules)
+    seeds = {folder.absolute().name: model_folder(folder) for folder in options.seeds}
+    picked = tuple(label.strip() for label in options.methods.split(",") if label.strip())
     asked = Asked(
-        models=_models(options.model or [f"reference={REFERENCE}"]),
-        picked=tuple(label.strip() for label in options.methods.split(",") if label.strip()),
+        models={base.label: base.folder, **seeds},
+        picked=picked,
+        headlines=picked or HEADLINES,
+        seeds=tuple(seeds),
         forget_at=options.forget_at,
         audits=parse_audits(options.audits, settings),
         settings=settings,
@@ -55,8 +69,7 @@ def main() -> None:
         "family": options.families,
         "style": options.styles,
     }
-    repo = repository()
-    houses = house_rules(repo)
+    houses = base.houses(repo)
     with ExitStack() as stack:
         folders = {axis: stack.enter_context(linked_sets(repo, house)) for axis, house in houses.items()}
         labels = read_labels(repo / houses["object"].labels)
@@ -65,13 +78,18 @@ def main() -> None:
         if options.list:
             print(json.dumps({request.name: request.targets for request in requests}, indent=2))
             return
+        if options.gold is not None:
+            print(prepare_union(options.retrained, base.label, requests, options.gold))
+            return
         works = worklist(asked, requests, houses)
         options.out.mkdir(parents=True, exist_ok=True)
         rows = Rows(options.out / "rows.jsonl")
         measure(asked, World(repo, houses, folders), works, rows, options.part, options.limit_seconds)
     found = rows.of([work.key for work in works])
+    own = [row for row in found if row["model"] == base.label]
     result = {
         "provenance": provenance("bench.compare"),
+        "models": list(asked.models),
         "asked": {"seed": options.seed, "threads": options.threads, "settings": asdict(settings)},
         "requests": {
             kind: {"asked": count, "drawn": sum(request.kind == kind for request in requests)}
@@ -81,28 +99,19 @@ def main() -> None:
         "rows": len(found),
         "wanted": len(works),
         "house": _house_labels(works, houses),
-        "kinds": aggregate(found),
+        "kinds": aggregate(own),
+        "seeds": over_seeds(found, list(asked.models)) if seeds else {},
     }
-    write(options.out, result, found)
-    print(json.dumps(result, indent=2) if options.json else page(result, found))
+    write(options.out, result, own)
+    print(json.dumps(result, indent=2) if options.json else page(result))
 
 
 def write(out: Path, result: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Everything but the rows: summary, table, figures."""
+    """Everything but the rows: summary, table, and figures of the model's own rows."""
     (out / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
-    (out / "table.md").write_text(page(result, rows))
+    (out / "table.md").write_text(page(result))
     for name, drawing in plots(rows).items():
         (out / name).write_bytes(drawing)
-
-
-def _models(named: Sequence[str]) -> dict[str, Path]:
-    models = {}
-    for each in named:
-        name, equals, folder = each.partition("=")
-        if not (name and equals and folder):
-            raise InputError(f"--model takes NAME=FOLDER, got {each!r}")
-        models[name] = Path(folder)
-    return models
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -125,13 +134,15 @@ def _house_labels(works: Sequence[Work], houses: Mapping[Axis, Rules]) -> dict[K
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add_model_options(parser)
     for name, count in (("--singles", 20), ("--families", 10), ("--styles", 10), ("--seed", 0)):
         parser.add_argument(name, type=int, default=count)
     parser.add_argument("--methods", default="", help="labels, separated by commas; all if not given")
     parser.add_argument("--forget-at", type=int, help="the same stop for every request about objects")
     parser.add_argument("--audits", default=DEFAULT_AUDITS, help="see above, or none")
-    parser.add_argument("--model", action="append", metavar="NAME=FOLDER")
-    parser.add_argument("--retrained", type=Path)
+    parser.add_argument("--seeds", type=Path, nargs="+", default=[], metavar="DIR")
+    parser.add_argument("--retrained", type=Path, metavar="DIR")
+    parser.add_argument("--gold", type=int, metavar="N")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("bench/results/compare"))
     parser.add_argument("--limit-seconds", type=float, help="begin no row after that")
@@ -142,7 +153,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--relearn-steps", type=int, default=told.relearn_steps)
     parser.add_argument("--relearn-rate", type=float, default=told.relearn_rate)
     parser.add_argument("--relearn-batch", type=int, default=told.relearn_batch)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.gold is not None and options.retrained is None:
+        parser.error("--gold needs --retrained DIR")
+    return options
 
 
 if __name__ == "__main__":

@@ -1,33 +1,27 @@
 """The comparison as a markdown page: one table per kind of request, the best values marked."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bench.contenders import RETRAINED
-from bench.rows import Row
-from bench.summary import COLUMNS, ERASES, VERDICTS, Summary, beaten, best, summarise
+from bench.seeds import section
+from bench.summary import COLUMNS, ERASES, VERDICTS, Summary, beaten, best, shown
 
 TITLES = {"single": "Single concepts", "family": "Families", "style": "Styles"}
-_BY_MODEL = ("fa1", "ta1_drop", "neighbours_drop")
 
 
-def page(result: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """The whole page.
-
-    Args:
-        result: what `bench.compare` prints as JSON.
-        rows: the rows that it was made of.
-    """
+def page(result: Mapping[str, Any]) -> str:
+    """The whole page, of what `bench.compare` prints as JSON."""
     lines = [*_head(result)]
     for kind, found in result["kinds"].items():
         lines += ["", f"## {TITLES[kind]}", "", _setting(kind, found, result), ""]
         lines += [*_table(found["contenders"], result["house"].get(kind))]
         lines += ["", *_honesty(found["contenders"], result["house"].get(kind))]
-        if len(found["models"]) > 1:
-            own = [row for row in rows if row["kind"] == kind]
-            lines += ["", *_by_model(own, found["models"], list(found["contenders"]))]
+        if kind in result["seeds"]:
+            lines += ["", *section(result["seeds"][kind], result["models"])]
         if RETRAINED in found["contenders"]:
             lines += ["", f"`{RETRAINED}`: the model trained without the forget set, the reference for all."]
+            lines += ["A `union` was trained without other requests' concepts too; they are left out here."]
         lines += _errors(found["contenders"])
     return "\n".join(lines) + "\n"
 
@@ -100,12 +94,10 @@ def _setting(kind: str, found: Summary, result: Mapping[str, Any]) -> str:
 def _table(contenders: Mapping[str, Summary], house: str | None) -> Iterator[str]:
     columns = [name for name in COLUMNS if any(name in own["figures"] for own in contenders.values())]
     winners = {name: best(contenders, name) for name in columns}
-    yield (
-        f"| method | stop | n | {'/'.join(('passed', 'failed', 'undecided'))} | "
-        + " | ".join(COLUMNS[name].title for name in columns)
-        + " |"
-    )
-    yield "|---|---|---|---|" + "---|" * len(columns)
+    gold = any(own["retrained"] for own in contenders.values())
+    heads = ["method", "stop", "n", "passed/failed/undecided", *(["retrained"] if gold else [])]
+    yield f"| {' | '.join([*heads, *(COLUMNS[name].title for name in columns)])} |"
+    yield "|" + "---|" * (len(heads) + len(columns))
     for label, own in contenders.items():
         named = f"`{label}`" + (" (house default)" if label == house else "")
         stop = "" if own["stop"] is None else f"top {own['stop']}"
@@ -114,6 +106,8 @@ def _table(contenders: Mapping[str, Summary], house: str | None) -> Iterator[str
             _cell(name, own["figures"].get(name), own["counts"].get(name), own["n"], label in winners[name])
             for name in columns
         ]
+        if gold:
+            cells.insert(0, ", ".join(f"{used}: {n}" for used, n in own["retrained"].items()) or "–")
         yield f"| {named} | {stop} | {own['n']} | {verdicts} | " + " | ".join(cells) + " |"
 
 
@@ -122,19 +116,6 @@ def _cell(column: str, value: float | None, count: float | None, n: int, wins: b
         return "–"
     text = shown(column, value) + (f" (n={count:.0f})" if count != n else "")
     return f"**{text}**" if wins else text
-
-
-def shown(column: str, value: float) -> str:
-    """A figure as tables print it."""
-    match COLUMNS[column].shown:
-        case "percent":
-            return f"{100 * value:.1f} %"
-        case "points":
-            return f"{100 * value:.1f}"
-        case "share":
-            return f"{value:.2f}"
-        case _:
-            return f"{value:.1f}"
 
 
 def _honesty(contenders: Mapping[str, Summary], house: str | None) -> Iterator[str]:
@@ -152,25 +133,6 @@ def _honesty(contenders: Mapping[str, Summary], house: str | None) -> Iterator[s
         others = ", ".join(f"`{x}` {shown(column, contenders[x]['figures'][column])}" for x in labels[:3])
         more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
         yield f"- {COLUMNS[column].title} ({shown(column, own[column])}): {others}{more}"
-
-
-def _by_model(rows: Sequence[Row], models: Sequence[str], labels: Sequence[str]) -> Iterator[str]:
-    """Passed of n, FA@1, TA@1 lost and neighbours lost, for every training seed of the model."""
-    yield "By model: passed of n; FA@1; TA@1 lost; neighbours lost."
-    yield ""
-    yield "| method | " + " | ".join(models) + " |"
-    yield "|---|" + "---|" * len(models)
-    for label in labels:
-        cells = []
-        for model in models:
-            theirs = [row for row in rows if row["label"] == label and row["model"] == model]
-            if not theirs:
-                cells.append("–")
-                continue
-            own = summarise(theirs)
-            figures = [shown(name, own["figures"][name]) for name in _BY_MODEL if name in own["figures"]]
-            cells.append("; ".join([f"{own['verdicts']['passed']} of {own['n']}", *figures]))
-        yield f"| `{label}` | " + " | ".join(cells) + " |"
 
 
 def _errors(contenders: Mapping[str, Summary]) -> list[str]:

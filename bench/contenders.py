@@ -35,6 +35,9 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "salun text": {"name": "salun", **TEXT},
 }
 
+# What is repeated on models of other training seeds: the paper's method, and what may be the default.
+HEADLINES = ("slug", "slug-preconditioned text", "uce text", "erase-linear vision")
+
 # The model retrained without the forget set, where there is one: measured like a contender, edits nothing.
 RETRAINED = "retrained"
 

@@ -1,11 +1,11 @@
 """What the requests are judged on: pixels read once per request, the base model asked once.
 
 `tasks.measure.measured` reads and encodes everything anew, which is right for one candidate and too
-slow for twenty.  The figures here are the same (a test compares them).
+slow for twenty.  The steps are its own, taken once for all of them (a test compares the figures).
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,13 @@ from numpy.typing import NDArray
 
 from contracts.values import Axis, Measurements, Plan, Rate, Tower
 from tasks.inputs import Classes, classes_by_axis
-from tasks.measure import Features
-from tasks.outcomes import outcomes
+from tasks.measure import (
+    Features,
+    class_embeddings_by_axis,
+    features_after,
+    measured_rows,
+    outcomes_of_both,
+)
 from tasks.selection import Parts, select
 
 if TYPE_CHECKING:
@@ -52,56 +57,51 @@ class Holdout:
         Raises:
             SetError, DigestMismatch: see `tasks.selection.select` and `data.reader.load_images`.
         """
-        import pandas as pd
-
-        from data.reader import load_images
-
         classes = classes_by_axis(plan, folder)
         parts = select(plan, folder, {axis: known.known for axis, known in classes.items()})
-        held = pd.concat([parts.forget, parts.neighbours, parts.retained]).drop_duplicates("id")
-        stands = [("holdout", held), ("control", parts.control), ("cross", parts.cross)]
-        pixels = np.concatenate(
-            [load_images(folder / role, part, base.image_size) for role, part in stands if len(part)]
-        )
-        rows = pd.concat([part for _, part in stands], ignore_index=True)
-        before = Features(
-            base.encode_images(pixels), {axis: embed(base, known) for axis, known in classes.items()}
-        )
+        rows, pixels = measured_rows(parts, folder, base.image_size)
+        before = Features(base.encode_images(pixels), class_embeddings_by_axis(base, classes))
         return cls(plan, classes, parts, rows, pixels, before)
 
     def features(self, model: "ClipModel", towers: Collection[Tower]) -> Features:
         """What a model says that differs from the base in these towers only."""
-        return Features(
-            model.encode_images(self.pixels) if "vision" in towers else self.before.images,
-            {axis: embed(model, known) for axis, known in self.classes.items()}
-            if "text" in towers
-            else self.before.classes,
-        )
+        return features_after(model, self.before, self.pixels, self.classes, towers)
 
     def figures(self, after: Features) -> Measurements:
         """Every rate and drop, with the bounds that gates use."""
-        import pandas as pd
-
         from gates.metrics import measure
 
-        states = {"before": self.before, "after": after}
-        tables = [
-            outcomes(told, self.rows, self.parts, self.classes, self.plan, state)
-            for state, told in states.items()
-        ]
-        return measure(pd.concat(tables, ignore_index=True), seed=self.plan.seed)
+        table = outcomes_of_both(self.before, after, self.rows, self.parts, self.classes, self.plan)
+        return measure(table, seed=self.plan.seed)
 
     def accuracy(self, model: "ClipModel", part: str, k: int = 1) -> Rate:
         """FA@k of the part "forget", TA@k of "retained", asked of the model anew."""
         from gates.intervals import rate
-        from unlearning.zero_shot import classification_ranks
+        from unlearning.zero_shot import class_embeddings, classification_ranks
 
         own: pd.DataFrame = getattr(self.parts, part)
         known = self.classes[self.plan.axis]
-        scores = model.encode_images(self.pixels[self.where(own)]) @ embed(model, known).T
+        embedded = class_embeddings(model, known.names, known.templates)
+        scores = model.encode_images(self.pixels[self.where(own)]) @ embedded.T
         labels = self.labels(own)
         ranks = classification_ranks(scores, labels, "best" if part == "forget" else "worst")
         return rate((ranks <= k).numpy(), own["source"].to_numpy(dtype=str))
+
+    def without(self, others: Collection[str]) -> "Holdout":
+        """The same but for items of these concepts, as if the base had been made to forget them before."""
+        plan, axis = self.plan, self.plan.axis
+        kept = {part: getattr(self.parts, part) for part in ("neighbours", "retained", "cross")}
+        return replace(
+            self,
+            plan=replace(
+                plan,
+                neighbours=tuple(label for label in plan.neighbours if label not in others),
+                erased_before=(*plan.erased_before, *sorted(others)),
+            ),
+            parts=replace(
+                self.parts, **{part: rows[~rows[axis].isin(others)] for part, rows in kept.items()}
+            ),
+        )
 
     def where(self, own: "pd.DataFrame") -> NDArray[np.int64]:
         """Positions in `rows` of the items of a part, or of some of them."""
@@ -114,10 +114,3 @@ class Holdout:
 
         known = self.classes[self.plan.axis]
         return torch.tensor([known.place(label) for label in own[self.plan.axis]])
-
-
-def embed(model: "ClipModel", known: Classes) -> "Tensor":
-    """Class embeddings (C, D) with all templates of the verdict."""
-    from unlearning.zero_shot import class_embeddings
-
-    return class_embeddings(model, known.names, known.templates)

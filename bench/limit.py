@@ -2,240 +2,256 @@
 
 The limit is work that no method can avoid: one forward and backward pass over the forget set, one
 over the retain set, and one forward pass over the search split, all by open_clip's own code, in
-this process and on these threads.  Times are CPU seconds.
+this process and on these threads.
+
+    --models reference,real-clip,ViT-B-32,ViT-L-14    trained models on their own sets; architectures
+        of open_clip at full size with random weights on small random sets; or a model folder
+    --device cuda --precision bf16                    larger sets, utilisation, device memory
 
     ratio              the default method's profile and search / limit
     ratio_full_front   SLUG, its whole Pareto front in both towers / limit
     ratio_cached       the default method, retain statistics read from their file / (forget + search)
-    paper              with --paper: the paper's procedure (`bench.paper`) on the work of ratio_full_front
+    seconds            medians over the rounds: CPU seconds, on a GPU wall-clock seconds
+    rounds             seconds of every round; a ratio is the median over rounds of that round's ratio
     memory             growth of resident memory while profiling, next to what is allowed
+    utilisation        operations, their rate, its share of a large matrix product's and of the peak; the
+                       host's preprocessing beside them
+
+A model that fails has an `error` instead, and what is done is printed if the run is interrupted.
 """
 
 import argparse
 import json
 import os
 import resource
-import statistics
+import signal
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
-from time import process_time
+from statistics import median
 from typing import Any
 
-import torch
-
-from bench import paper
 from bench.footprint import profiling_memory
+from bench.meter import Meter, utilisation
+from bench.models import EMOJI, base_model
+from bench.passes import forget_pass, preprocess_pass, retain_pass, search_pass
 from bench.provenance import provenance
-from bench.work import Sizes, known_retain, random_work, reference_work
+from bench.work import FULL_SIZE, REAL, Setting, known_retain, random_work, real_work
+from contracts.errors import SluglineError
 from contracts.values import Method
 from tasks.house import choose, repository, rules
+from tasks.progress import Tell, bar
 from unlearning import methods
 from unlearning.attempts import restored
 from unlearning.determinism import deterministic
 from unlearning.families.clip import ClipModel
-from unlearning.inplace import requiring_grad
-from unlearning.objectives import forget_loss, retain_loss
 from unlearning.request import UnlearnInputs
-from unlearning.zero_shot import fill_templates
 
-# At least 100 forget, 1,000 retain and 500 search items on the reference model; full-size models on
-# a CPU core or two get few.
-SIZES = {
-    "reference": Sizes(forget=100, retain=1000, search=500, classes=421),
-    "ViT-B-32": Sizes(forget=16, retain=32, search=32, classes=50),
-    "ViT-L-14": Sizes(forget=4, retain=8, search=8, classes=25),
-}
-# Items at a time at full size, where a retain batch of 256 does not fit into memory in one piece.
-FULL_SIZE_MICRO_BATCH = 16
-# SLUG's released code takes the contrastive loss over batches of 16: what fits in one piece.
-FULL_SIZE_PAPER_BATCH = 16
+REFERENCE = "reference"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print a table, or JSON."""
+    """Measure and print a line per model, or JSON."""
+    options = _arguments(arguments)
+    meter = Meter(options.device, options.precision)
+    changed = {size: getattr(options, size) for size in ("forget", "retain", "search", "classes")}
+    changed = {size: n for size, n in changed.items() if n is not None}
+    found: dict[str, Any] = {}
+    interrupted = False
+    try:
+        for name in options.models:
+            setting = FULL_SIZE[options.device].get(name, REAL)
+            setting = replace(setting, sizes=replace(setting.sizes, **changed))
+            if options.repeats is not None:
+                setting = replace(setting, rounds=options.repeats)
+            found[name] = _row(name, setting, meter, options)
+            print(_line(name, found[name]), file=sys.stderr if options.json else sys.stdout)
+    except KeyboardInterrupt:
+        interrupted = True
+    if options.json:
+        machine = {
+            **provenance("bench.limit"),
+            "device": meter.name or "cpu",
+            "precision": meter.precision,
+            "clock": meter.clock,
+            "threads": options.threads,
+            "load": os.getloadavg(),
+        }
+        ratio = found.get(REFERENCE, {}).get("ratio")
+        print(json.dumps({"ratio": ratio, "models": found, "interrupted": interrupted, **machine}, indent=2))
+    if interrupted or any("error" in row for row in found.values()):
+        sys.exit(1)
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=SIZES, default=["reference"])
+    parser.add_argument("--models", "--model", type=lambda names: names.split(","), default=[REFERENCE])
     for size in ("forget", "retain", "search", "classes"):
-        parser.add_argument(
-            f"--{size}", type=int, help="instead of what SIZES says (classes: full size only)"
-        )
-    parser.add_argument(
-        "--paper",
-        type=int,
-        nargs="?",
-        const=0,
-        metavar="N",
-        help="time the paper's procedure too; with N only N of its\nevaluations, the others at their mean",
-    )
+        parser.add_argument(f"--{size}", type=int, help="items, instead of the model's own number")
+    parser.add_argument("--device", choices=tuple(FULL_SIZE), default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--utilisation", action="store_true", help="also on a CPU; runs every job once more")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3, help="the median of these counts")
+    parser.add_argument("--repeats", type=int, help="rounds, instead of the model's own number")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(arguments)
-    asked = {size: getattr(options, size) for size in ("forget", "retain", "search", "classes")}
-    found = {}
-    for name in options.models:
-        sizes = replace(SIZES[name], **{size: n for size, n in asked.items() if n is not None})
+    return parser.parse_args(arguments)
+
+
+def _row(name: str, setting: Setting, meter: Meter, options: argparse.Namespace) -> dict[str, Any]:
+    """`limit`, or what went wrong: one model's failure must not lose the others' figures."""
+    try:
         with deterministic(options.seed, options.threads):
-            found[name] = limit(name, sizes, options.repeats, options.seed, options.paper)
-    if options.json:
-        machine = {**provenance("bench.limit"), "threads": options.threads, "load": os.getloadavg()}
-        ratio = found.get("reference", {}).get("ratio")
-        print(json.dumps({"ratio": ratio, "models": found, **machine}, indent=2))
-        return
-    for name, row in found.items():
-        print(
-            f"{name}: {row['ratio']:.2f} (default), {row['ratio_full_front']:.2f} (whole front) x "
-            f"{row['seconds']['limit']:.2f} s"
-        )
+            return limit(name, setting, meter, options.seed, options.utilisation or meter.device == "cuda")
+    except (SluglineError, RuntimeError, MemoryError) as error:  # torch raises RuntimeError out of memory
+        return {"error": {"class": type(error).__name__, "message": str(error).partition("\n")[0]}}
 
 
-def limit(name: str, sizes: Sizes, repeats: int, seed: int, paper_evaluations: int | None) -> dict[str, Any]:
+def _line(name: str, row: Mapping[str, Any]) -> str:
+    if "error" in row:
+        return f"{name}: {row['error']['class']}: {row['error']['message']}"
+    return (
+        f"{name}: {row['ratio']:.2f} (default), {row['ratio_full_front']:.2f} (whole front) x "
+        f"{row['seconds']['limit']:.2f} s"
+    )
+
+
+def limit(name: str, setting: Setting, meter: Meter, seed: int, used: bool) -> dict[str, Any]:
     """Ratios and their parts for one model.
 
-    Every part is timed `repeats` times, in turns, and the median taken: the machine is shared, and
-    a slow minute must not fall on one side of the ratio alone.
-
     Args:
-        name: of `SIZES`.
-        sizes: of the sets.
-        repeats: how often everything is timed, except the paper's procedure.
+        name: see the module's text.
+        setting: sets and how often.
+        meter: where and how precisely.
         seed: of the request and of random weights.
-        paper_evaluations: None leaves the paper's procedure out, 0 runs all of it, N times N evaluations.
+        used: whether the machine's utilisation is measured, too.
     """
-    default, slug = _methods(name)
-    if name == "reference":
-        model, inputs = reference_work(Path.cwd(), sizes, seed)
-    else:
-        model, inputs = random_work(name, sizes, seed)
-    # First, because it also warms up what is timed after.
-    memory = {
-        "default": profiling_memory(model, inputs, default),
-        "full_front": profiling_memory(model, inputs, slug),
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        seconds = _timed(model, inputs, default, slug, Path(folder), repeats)
-    bound = seconds["forget"] + seconds["retain"] + seconds["search"]
-    row = {
-        "ratio": seconds["default"] / bound,
-        "ratio_full_front": seconds["full_front"] / bound,
-        "ratio_cached": None,
-        "sizes": {**asdict(sizes), "classes": len(inputs.class_ids)},
-        "methods": {"default": asdict(default), "full_front": asdict(slug)},
-        "seconds": {**seconds, "limit": bound},
-        "memory": memory,
-    }
-    if "cached" in seconds:
-        row["ratio_cached"] = seconds["cached"] / (seconds["forget"] + seconds["search"])
-    if paper_evaluations is not None:
-        row["paper"] = _paper(model, inputs, slug, paper_evaluations, seconds)
-    return {**row, "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    model, inputs, default = work(name, setting, seed, meter.device)
+    slug = replace(_slug(setting), micro_batch=default.micro_batch)
+    with bar(name) as tell, tempfile.TemporaryDirectory() as folder:
+        # First, because it also warms up what is timed after.  It leaves the highest resident size at
+        # the present one, so that `peak_memory_mib` is this model's and not an earlier one's.
+        tell("memory", 0, 2)
+        memory = {
+            "default": profiling_memory(model, inputs, default),
+            "full_front": profiling_memory(model, inputs, slug),
+        }
+        jobs = _jobs(model, inputs, default, slug, Path(folder), tell)
+        rounds = measure_rounds(model, jobs, setting.rounds, meter, tell)
+        row = {
+            **ratios(rounds),
+            "sizes": {**asdict(setting.sizes), "classes": len(inputs.class_ids)},
+            "methods": {"default": asdict(default), "full_front": asdict(slug)},
+            "memory": memory,
+            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+        if meter.device == "cuda":
+            row["device_memory_mib"] = _device_memory(model, jobs, meter)
+        if used:
+            jobs["preprocess"] = lambda: preprocess_pass(model, inputs, default, tell)
+            taken = {**row["seconds"], "preprocess": meter.seconds(jobs["preprocess"])}
+            undone = {job: _undone(model, run) for job, run in jobs.items()}
+            row["utilisation"] = utilisation(meter, undone, taken)
+    return row
 
 
-def _methods(name: str) -> tuple[Method, Method]:
-    """The default method, and SLUG with the whole front of both towers."""
-    default = choose(rules(repository(), "emoji-clip", "object"), {}).method
-    if name == "reference":
-        return default, Method(micro_batch=default.micro_batch)
-    default = replace(default, micro_batch=FULL_SIZE_MICRO_BATCH, forget_at=5)
-    return default, Method(micro_batch=FULL_SIZE_MICRO_BATCH, retain_batch=FULL_SIZE_PAPER_BATCH)
+def work(
+    name: str, setting: Setting, seed: int, device: str = "cpu"
+) -> tuple[ClipModel, UnlearnInputs, Method]:
+    """The model, a request, and the method that the house treats it with."""
+    repo = repository()
+    if name in FULL_SIZE["cpu"]:
+        model, inputs = random_work(name, setting.sizes, seed, device)
+        method = choose(rules(repo, EMOJI, "object"), {}).method
+        return model, inputs, replace(method, micro_batch=setting.micro_batch or method.micro_batch)
+    base = base_model(repo, EMOJI if name == REFERENCE else name)
+    model, inputs = real_work(repo, base, setting.sizes, seed, device)
+    return model, inputs, choose(base.houses(repo)["object"], {}).method
 
 
-def _timed(
-    model: ClipModel, inputs: UnlearnInputs, default: Method, slug: Method, folder: Path, repeats: int
-) -> dict[str, float]:
-    """CPU seconds of every job; the model is as before after each."""
+def _slug(setting: Setting) -> Method:
+    """The paper's method: the whole front of both towers."""
+    return Method() if setting.retain_batch is None else Method(retain_batch=setting.retain_batch)
+
+
+def _jobs(
+    model: ClipModel, inputs: UnlearnInputs, default: Method, slug: Method, folder: Path, tell: Tell
+) -> dict[str, Callable[[], Any]]:
+    def told(job: str) -> Tell:
+        return lambda what, done, total: tell(f"{job}, {what}", done, total)
+
     jobs: dict[str, Callable[[], Any]] = {
-        "forget": lambda: _forget_pass(model, inputs, default),
-        "retain": lambda: _retain_pass(model, inputs, default),
-        "search": lambda: _search_pass(model, inputs, default),
-        "default": lambda: methods.unlearn(model, inputs, default),
-        "full_front": lambda: methods.unlearn(model, inputs, slug),
+        "forget": lambda: forget_pass(model, inputs, default, tell),
+        "retain": lambda: retain_pass(model, inputs, default, tell),
+        "search": lambda: search_pass(model, inputs, default, tell),
+        "default": lambda: methods.unlearn(model, inputs, default, told("default")),
+        "full_front": lambda: methods.unlearn(model, inputs, slug, told("full front")),
     }
     later = known_retain(model, inputs, default, folder / "retain.safetensors")
     if later is not None:
-        jobs["cached"] = lambda: methods.unlearn(model, later(), default)
-    taken: dict[str, list[float]] = {job: [] for job in jobs}
-    for _ in range(repeats):
-        for job, run in jobs.items():
-            with restored(model.parameters, model.parameters):
-                taken[job].append(_cpu_seconds(run))
-    return {job: statistics.median(times) for job, times in taken.items()}
+        jobs["cached"] = lambda: methods.unlearn(model, later(), default, told("cached"))
+    return jobs
 
 
-def _paper(
-    model: ClipModel, inputs: UnlearnInputs, slug: Method, evaluations: int, seconds: dict[str, float]
-) -> dict[str, Any]:
-    """The paper's procedure: what it took, or would have taken at the mean of the first `evaluations`.
+def measure_rounds(
+    model: ClipModel, jobs: Mapping[str, Callable[[], Any]], rounds: int, meter: Meter, tell: Tell
+) -> list[dict[str, float]]:
+    """Seconds of every job, `rounds` times; the model is as before after each.
 
-    `with_losses` adds what the released code computes at every step beside the rates that decide.
+    The machine is shared: jobs take turns, so that a slow minute does not fall on one side of a ratio
+    alone, and every other round runs them backwards, so that a slow drift does not either.
     """
-    began = process_time()
-    forget, retain = paper.gradients(model, inputs, slug)
-    layers = paper.front(model, forget, retain)
-    profiling = process_time() - began
-    trials = paper.search(model, inputs, slug, forget, layers)
-    planned = len(layers) * slug.search_steps
-    began = process_time()
-    timed = sum(1 for _ in islice(trials, evaluations or None))
-    searching = (process_time() - began) * (planned / timed if evaluations else 1.0)
-    total = profiling + searching
-    logged = total + planned * _cpu_seconds(lambda: paper.losses(model, model.net, inputs, slug))
+    found = []
+    for number in range(rounds):
+        order = list(jobs)[:: -1 if number % 2 else 1]
+        taken = {}
+        for done, job in enumerate(order):
+            tell(f"round {number + 1} of {rounds}", done, len(order))
+            with restored(model.parameters, model.parameters):
+                taken[job] = meter.seconds(jobs[job])
+        found.append({job: taken[job] for job in jobs})
+    return found
+
+
+def ratios(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The head of a row: ratios, medians of seconds, and the rounds that they come from."""
+    rounds = [{**taken, "limit": taken["forget"] + taken["retain"] + taken["search"]} for taken in rounds]
     return {
-        "cpu_seconds": total,
-        "ratio_to_ours": total / seconds["full_front"],
-        "ratio_to_default": total / seconds["default"],
-        "with_losses": {"cpu_seconds": logged, "ratio_to_ours": logged / seconds["full_front"]},
-        "front_layers": len(layers),
-        "evaluations": planned,
-        "evaluations_timed": timed,
-        "seconds": {"profile": profiling, "search": searching},
+        "ratio": median(taken["default"] / taken["limit"] for taken in rounds),
+        "ratio_full_front": median(taken["full_front"] / taken["limit"] for taken in rounds),
+        "ratio_cached": median(t["cached"] / (t["forget"] + t["search"]) for t in rounds)
+        if "cached" in rounds[0]
+        else None,
+        "seconds": {job: median(taken[job] for taken in rounds) for job in rounds[0]},
+        "rounds": rounds,
     }
 
 
-def _cpu_seconds(run: Callable[[], Any]) -> float:
-    began = process_time()
-    run()
-    return process_time() - began
+def _device_memory(model: ClipModel, jobs: Mapping[str, Callable[[], Any]], meter: Meter) -> dict[str, float]:
+    """What the model takes on the device, and by how much each job raises that at most."""
+    found = {"model": sum(p.nbytes for p in model.parameters.values()) / 2**20}
+    for job, run in jobs.items():
+        with restored(model.parameters, model.parameters):
+            found[job] = meter.device_growth_mib(run)
+    return found
 
 
-def _forget_pass(model: ClipModel, inputs: UnlearnInputs, method: Method) -> None:
-    tokens = model.tokenize(inputs.forget_captions)
-    pixels = torch.as_tensor(inputs.forget_images)
-    layers = [c.name for c in model.candidates()]
-    with requiring_grad(model.net, layers):
-        for rows in torch.split(torch.arange(len(pixels)), method.micro_batch):
-            image = model.image_features(model.preprocess(pixels[rows]))
-            _backward(model, layers, forget_loss(image, model.text_features(tokens[rows])))
+def _undone(model: ClipModel, run: Callable[[], Any]) -> Callable[[], None]:
+    """`run` on the model as it is, which it is again afterwards."""
 
+    def once() -> None:
+        with restored(model.parameters, model.parameters):
+            run()
 
-def _retain_pass(model: ClipModel, inputs: UnlearnInputs, method: Method) -> None:
-    tokens = model.tokenize(inputs.retain_captions)
-    pixels = torch.as_tensor(inputs.retain_images)
-    layers = [c.name for c in model.candidates()]
-    with requiring_grad(model.net, layers):
-        for rows in torch.split(torch.arange(len(pixels)), method.micro_batch):
-            image = model.image_features(model.preprocess(pixels[rows]))
-            loss = retain_loss(image, model.text_features(tokens[rows]), model.logit_scale)
-            _backward(model, layers, loss)
-
-
-def _backward(model: ClipModel, layers: list[str], loss: torch.Tensor) -> None:
-    torch.autograd.grad(loss, [model.parameters[layer] for layer in layers], allow_unused=True)
-
-
-@torch.no_grad()
-def _search_pass(model: ClipModel, inputs: UnlearnInputs, method: Method) -> None:
-    pixels = torch.as_tensor(inputs.search_images)
-    tokens = model.tokenize(fill_templates(inputs.class_names, inputs.templates))
-    for rows in torch.split(torch.arange(len(pixels)), method.micro_batch):
-        model.image_features(model.preprocess(pixels[rows]))
-    for rows in torch.split(torch.arange(len(tokens)), method.micro_batch):
-        model.text_features(tokens[rows])
+    return once
 
 
 if __name__ == "__main__":
-    main()
+    # A time limit ends the run like Ctrl-C does: what is done is printed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main()
+    except SluglineError as error:
+        sys.exit(f"bench.limit: {error}")

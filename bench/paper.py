@@ -1,183 +1,197 @@
-"""The paper's procedure, plainly: SLUG as its released code runs it, without its bugs or our savings.
+"""How much faster than the paper's procedure?  `python -m bench.paper --json`
 
-    gradients   of the whole model, batch by batch over the full forget set and the full retain set
-    front       importance and |alignment| of every candidate, each compared with each, tower by tower
-    search      ten steps for every front layer of both towers; for each step the model is copied, and
-                both towers run again over all search images and all class texts, at full text length
-    choice      of everything tried the lowest forget rate, then the highest retained rate
+The same request, sets and model for all of them, in one process, jobs and pieces of the procedure in turns:
 
-Source: arXiv 2407.11867, algorithms 1 and 2, and github.com/CSIPlab/SLUG at 59629a2.  Left out are the
-bugs (a wrong sign, nothing chosen at the end, a crash at zero gradients, success on features that are
-not finite) and what the released code adds to every step and decides nothing: both losses over the
-full sets (`losses`, timed by itself), membership inference, further sets.  Of ours it shares losses,
-tokenizer and preprocessing; `tests/bench/test_paper.py` holds both to the same steps and rates.
+    paper       `bench.procedure`: gradients of the whole model, ten full evaluations of every front layer
+                of both towers, the model copied for each.  With --evaluations N only N of them are timed
+                and the others taken at their mean.  `with_losses` adds what the released code computes
+                at every step beside the rates that decide.
+    slug        the same work, done our way: the whole front of both towers, the same stop
+    others      slug-preconditioned, and what slugline.yaml treats the model with
 
-Shapes: N search images, C classes, T templates, D embedding width.
+Seconds are CPU seconds of all threads, medians over --repeats.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from statistics import median
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
-from contracts.errors import ModelError
+from bench import procedure
+from bench.contenders import table
+from bench.meter import Meter
+from bench.models import add_model_options, base_model
+from bench.provenance import provenance
+from bench.work import REAL, real_work
+from contracts.errors import SluglineError
 from contracts.values import Method
-from unlearning.families.clip import ClipModel, Images, tower_of
-from unlearning.objectives import forget_loss, retain_loss
-from unlearning.request import UnlearnInputs
-from unlearning.zero_shot import fill_templates
+from tasks.house import choose, repository
+from tasks.progress import Tell, bar
+from unlearning import methods
+from unlearning.attempts import restored
+from unlearning.determinism import deterministic
+from unlearning.families.clip import ClipModel
+from unlearning.request import Profile, UnlearnInputs
 
-Gradients = dict[str, Tensor]
+PRECONDITIONED = "slug-preconditioned text"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and print a table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add_model_options(parser)
+    parser.add_argument("--evaluations", type=int, default=6, help="timed ones; 0: all, nothing extrapolated")
+    parser.add_argument("--repeats", type=int, default=3)
+    for size in ("forget", "retain", "search"):
+        parser.add_argument(f"--{size}", type=int, default=getattr(REAL.sizes, size))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    repo = repository()
+    base = base_model(repo, options.model, options.rules)
+    sizes = replace(REAL.sizes, forget=options.forget, retain=options.retain, search=options.search)
+    house = choose(base.houses(repo)["object"], {}).method
+    with deterministic(options.seed, options.threads), bar("paper") as tell:
+        model, inputs = real_work(repo, base, sizes, options.seed)
+        found = compare(model, inputs, house, options.evaluations, options.repeats, tell)
+    if options.json:
+        about = {"model": base.label, "sizes": {**asdict(sizes), "classes": len(inputs.class_ids)}}
+        machine = {**provenance("bench.paper"), "threads": options.threads, "load": os.getloadavg()}
+        print(json.dumps({**about, **found, **machine}, indent=2))
+        return
+    paper = found["paper"]
+    print(f"paper: {paper['seconds']:.1f} s ({paper['evaluations_timed']} of {paper['evaluations']} timed)")
+    for label, own in found["ours"].items():
+        print(f"{label}: {own['seconds']:.2f} s, {own['ratio']:.1f} x")
+
+
+@dataclass
+class Timed:
+    """The paper's procedure while it is being timed, a few evaluations at a time.
+
+    Attributes:
+        front: layers of both towers.
+        planned: evaluations, `search_steps` for each of them.
+        profile: seconds of the gradients and the front.
+        search: seconds of the evaluations done.
+        done: how many those are.
+    """
+
+    front: list[str]
+    planned: int
+    profile: float
+    search: float = 0.0
+    done: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole procedure: evaluations that were not done count at the mean of the others."""
+        return self.profile + self.search / self.done * self.planned
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One tried step: FA@forget_at over the targets, TA@1 over the rest of the search split."""
+class Parts:
+    """Seconds of one of our methods.  Gradients are the same work in the paper's procedure."""
 
-    layer: str
-    step_size: float
-    forget_rate: float
-    retained_rate: float
+    profile: float
+    edit: float
 
 
-def unlearn(model: ClipModel, inputs: UnlearnInputs, method: Method) -> tuple[Trial, tuple[Trial, ...]]:
-    """Profile, search, choose, and edit the model in place; the chosen trial, and all of them.
-
-    Raises:
-        ModelError: no step leaves the model with finite features.
-    """
-    forget, retain = gradients(model, inputs, method)
-    tried = tuple(search(model, inputs, method, forget, front(model, forget, retain)))
-    if not tried:
-        raise ModelError("no step leaves the model with finite features")
-    chosen = min(tried, key=lambda t: (t.forget_rate, -t.retained_rate))
-    with torch.no_grad():
-        model.parameters[chosen.layer].add_(chosen.step_size * forget[chosen.layer])
-    return chosen, tried
-
-
-def gradients(model: ClipModel, inputs: UnlearnInputs, method: Method) -> tuple[Gradients, Gradients]:
-    """Of the forget loss (mean over items) and of the retain loss (mean over batches), for all weights.
-
-    A contrastive batch goes through in one piece: `retain_batch` decides memory.
-    """
-    net = deepcopy(model.net).requires_grad_(True)
-    pixels, tokens = torch.as_tensor(inputs.forget_images), model.tokenize(inputs.forget_captions)
-    for rows in torch.arange(len(pixels)).split(method.micro_batch):
-        image, text = _encode(model, net, pixels[rows], tokens[rows])
-        (forget_loss(image, text) * (len(rows) / len(pixels))).backward()
-    forget = _taken(net)
-    pixels, tokens = torch.as_tensor(inputs.retain_images), model.tokenize(inputs.retain_captions)
-    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(inputs.seed))
-    batches = order.split(method.retain_batch)
-    for rows in batches:
-        image, text = _encode(model, net, pixels[rows], tokens[rows])
-        (retain_loss(image, text, net.logit_scale.exp()) / len(batches)).backward()
-    return forget, _taken(net)
-
-
-def front(model: ClipModel, forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) -> list[str]:
-    """The layers, of both towers, that no layer of their tower beats in importance and |alignment|."""
-    scores: dict[str, tuple[float, float]] = {}
-    for layer in [c.name for c in model.candidates()]:
-        g, weight = forget[layer].flatten(), model.parameters[layer].detach().flatten()
-        if g.any() and weight.any():
-            alignment = functional.cosine_similarity(g, retain[layer].flatten(), dim=0, eps=1e-6).abs()
-            scores[layer] = float(g.norm() / weight.norm()), float(alignment)
-    return [
-        layer
-        for layer, (importance, alignment) in scores.items()
-        if not any(
-            other[0] > importance and other[1] < alignment
-            for rival, other in scores.items()
-            if tower_of(rival) == tower_of(layer)
-        )
-    ]
-
-
-def search(
-    model: ClipModel, inputs: UnlearnInputs, method: Method, forget: Mapping[str, Tensor], layers: list[str]
-) -> Iterator[Trial]:
-    """Doubling, then bisecting: `search_steps` steps in every layer, each on a copy of the model."""
-    for layer in layers:
-        low, high = 0.0, None
-        step = 0.1 * float(model.parameters[layer].norm() / forget[layer].norm())
-        for _ in range(method.search_steps):
-            net = deepcopy(model.net)
-            with torch.no_grad():
-                net.get_parameter(layer).add_(step * forget[layer])
-            rates = evaluate(model, net, inputs, method)
-            if rates is not None:
-                yield Trial(layer, step, *rates)
-            if rates is None or rates[0] <= method.forget_target:
-                high = step
-            else:
-                low = step
-            step = 2 * step if high is None else (low + high) / 2
-
-
-@torch.no_grad()
-def evaluate(model: ClipModel, net: Any, inputs: UnlearnInputs, method: Method) -> tuple[float, float] | None:
-    """FA@forget_at and TA@1 of a network on the whole search split; None if a feature is not finite.
+def compare(
+    model: ClipModel, inputs: UnlearnInputs, house: Method, evaluations: int, repeats: int, tell: Tell
+) -> dict[str, Any]:
+    """The paper's seconds, those of our methods, and how many times longer the paper takes.
 
     Args:
-        model: its tokenizer and preprocessing.
-        net: the open_clip network to measure.
-        inputs: the search split and the classes.
-        method: where a forgotten item may stand, and how many items are encoded at a time.
+        model: as it is before and after.
+        inputs: the request.
+        house: the product's default for this model; its micro-batch serves all.
+        evaluations: of the paper's procedure to time, 0 for all.
+        repeats: of our methods.
+        tell: hears of progress.
     """
-    pixels, labels = torch.as_tensor(inputs.search_images), torch.as_tensor(inputs.search_labels)
-    tokens = model.tokenize(fill_templates(inputs.class_names, inputs.templates))
-    images = torch.cat([_image(model, net, part) for part in pixels.split(method.micro_batch)])
-    texts = torch.cat([_text(model, net, part) for part in tokens.split(method.micro_batch)])
-    classes = functional.normalize(
-        texts.view(len(inputs.templates), len(inputs.class_names), -1).mean(0), dim=1
+    meter, ours = Meter(), _ours(house)
+    slug = ours["slug"]
+    taken: dict[str, list[Parts]] = {label: [] for label in ours}
+    timed, trials = _begun(model, inputs, slug, meter)
+    wanted = min(evaluations or timed.planned, timed.planned)
+    for number in range(1, repeats + 1):
+        # A share of the evaluations in every round: the machine is shared, and its slow minutes with it.
+        share = wanted * number // repeats - timed.done
+        timed.search += meter.seconds(_next(trials, share))
+        timed.done += share
+        tell("evaluations of the paper's procedure", timed.done, wanted)
+        for label, method in ours.items():
+            with restored(model.parameters, model.parameters):
+                taken[label].append(_parts(model, inputs, method, meter))
+        tell("rounds", number, repeats)
+    losses = meter.seconds(lambda: procedure.losses(model, model.net, inputs, slug))
+    total = {label: median(parts.profile + parts.edit for parts in own) for label, own in taken.items()}
+    return {
+        "paper": {
+            "seconds": timed.seconds,
+            "with_losses": timed.seconds + timed.planned * losses,
+            "profile_seconds": timed.profile,
+            "seconds_per_evaluation": timed.search / timed.done,
+            "front_layers": len(timed.front),
+            "evaluations": timed.planned,
+            "evaluations_timed": timed.done,
+            "extrapolated": timed.done < timed.planned,
+        },
+        "ours": {
+            label: {
+                "seconds": seconds,
+                "profile_seconds": median(parts.profile for parts in taken[label]),
+                "ratio": timed.seconds / seconds,
+                "ratio_with_losses": (timed.seconds + timed.planned * losses) / seconds,
+                "method": asdict(ours[label]),
+            }
+            for label, seconds in total.items()
+        },
+    }
+
+
+def _ours(house: Method) -> Mapping[str, Method]:
+    """What is held against the paper; `slug` has the paper's stop and both towers."""
+    known = table(("slug",))
+    picked = {"slug": known["slug"], PRECONDITIONED: known[PRECONDITIONED]}
+    same_batches = {label: replace(m, micro_batch=house.micro_batch) for label, m in picked.items()}
+    return {**same_batches, f"{house.name} (house default)": house}
+
+
+def _begun(model: ClipModel, inputs: UnlearnInputs, slug: Method, meter: Meter) -> tuple[Timed, Any]:
+    found: list[tuple[list[str], dict[str, Any]]] = []
+
+    def profile() -> None:
+        forget, retain = procedure.gradients(model, inputs, slug)
+        found.append((procedure.front(model, forget, retain), forget))
+
+    seconds = meter.seconds(profile)
+    ((front, forget),) = found
+    timed = Timed(front, len(front) * slug.search_steps, seconds)
+    return timed, procedure.search(model, inputs, slug, forget, front)
+
+
+def _next(trials: Any, count: int) -> Callable[[], Any]:
+    return lambda: list(islice(trials, count))
+
+
+def _parts(model: ClipModel, inputs: UnlearnInputs, method: Method, meter: Meter) -> Parts:
+    known: list[Profile] = []
+    return Parts(
+        profile=meter.seconds(lambda: known.append(methods.profile(model, inputs, method))),
+        edit=meter.seconds(lambda: methods.edit(model, inputs, method, known[0])),
     )
-    scores = (images @ classes.T).cpu()
-    if not bool(torch.isfinite(scores).all()):
-        return None
-    ranked = scores.argsort(dim=1, descending=True)
-    rank = (ranked == labels[:, None]).int().argmax(dim=1) + 1
-    asked = torch.isin(labels, torch.tensor(inputs.targets))
-    known, right = (rank <= method.forget_at).double(), (rank == 1).double()
-    return float(known[asked].mean()), float(right[~asked].mean())
 
 
-@torch.no_grad()
-def losses(model: ClipModel, net: Any, inputs: UnlearnInputs, method: Method) -> tuple[float, float]:
-    """Forget and retain loss over the full sets: the released code takes them at every step, to log them."""
-
-    def batches(images: Images, captions: Sequence[str]) -> Iterator[tuple[Tensor, Tensor]]:
-        pixels, tokens = torch.as_tensor(images), model.tokenize(captions)
-        for rows in torch.arange(len(pixels)).split(method.micro_batch):
-            yield _encode(model, net, pixels[rows], tokens[rows])
-
-    scale = net.logit_scale.exp()
-    forget = [forget_loss(*pair) for pair in batches(inputs.forget_images, inputs.forget_captions)]
-    retain = [retain_loss(*pair, scale) for pair in batches(inputs.retain_images, inputs.retain_captions)]
-    return float(torch.stack(forget).mean()), float(torch.stack(retain).mean())
-
-
-def _encode(model: ClipModel, net: Any, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    return _image(model, net, pixels), _text(model, net, tokens)
-
-
-def _image(model: ClipModel, net: Any, pixels: Tensor) -> Tensor:
-    features: Tensor = net.encode_image(model.preprocess(pixels), normalize=True)
-    return features
-
-
-def _text(model: ClipModel, net: Any, tokens: Tensor) -> Tensor:
-    features: Tensor = net.encode_text(tokens.to(model.device), normalize=True)
-    return features
-
-
-def _taken(net: Any) -> Gradients:
-    """The accumulated gradients by name; what comes next starts from nothing."""
-    found = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
-    net.zero_grad(set_to_none=True)
-    return found
+if __name__ == "__main__":
+    try:
+        main()
+    except SluglineError as error:
+        sys.exit(f"bench.paper: {error}")

@@ -11,12 +11,11 @@ import numpy as np
 
 from contracts.canonical import digest
 from contracts.values import Axis, Method, Plan, SetRef
-from tasks.house import Rules, rules
+from tasks.house import Rules
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MODEL = "emoji-clip"
 POOL = "data/sets/pool"
 SETS = ("retain", "search", "holdout", "control", "cross")
 
@@ -78,7 +77,7 @@ def _pool(labels: "pd.DataFrame", usable: frozenset[str], kind: Kind) -> list[tu
 
 
 def usable(folder: Path, axis: Axis) -> frozenset[str]:
-    """Labels that the reference model was trained on and that forget, search and holdout set show."""
+    """Labels that the reference models were trained on and that forget, search and holdout set show."""
     from data.layout import read_items
     from tasks.inputs import read_classes
 
@@ -106,7 +105,7 @@ def plan_for(
     """The plan of a request that is neither pinned nor registered: what decides its numbers is right."""
     return Plan(
         request_id="bench",
-        model=MODEL,
+        model="bench",
         base_version="1",
         base_weights_sha256="",
         axis=axis,
@@ -122,11 +121,6 @@ def plan_for(
         device="cpu",
         software={},
     )
-
-
-def house_rules(repo: Path) -> dict[Axis, Rules]:
-    """The rules of slugline.yaml for both axes."""
-    return {axis: rules(repo, MODEL, axis) for axis in get_args(Axis)}
 
 
 def _neighbours(repo: Path, house: Rules, axis: Axis, targets: tuple[str, ...]) -> tuple[str, ...]:

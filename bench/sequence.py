@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from bench.holdout import Holdout
-from bench.requests import house_rules, linked_sets, plan_for, usable
+from bench.models import Base, add_model_options, base_model
+from bench.requests import linked_sets, plan_for, usable
 from contracts.errors import SluglineError
 from contracts.values import Method, Plan
 from tasks.house import choose, repository
@@ -36,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_model_options(parser)
     parser.add_argument("--counts", default="1,2,5,10,25,50", help="how many concepts, ascending")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -43,22 +45,21 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     counts = sorted({int(n) for n in options.counts.split(",")})
-    rows = []
-    for row in sequence(counts, options.seed, options.threads, json.loads(options.method)):
+    base, rows = base_model(repository(), options.model, options.rules), []
+    for row in sequence(base, counts, options.seed, options.threads, json.loads(options.method)):
         print(_line(row), file=sys.stderr)
         rows.append(row)
     if options.json:
-        print(json.dumps({"rows": rows}, indent=2))
+        print(json.dumps({"model": base.label, "rows": rows}, indent=2))
 
 
 def sequence(
-    counts: Sequence[int], seed: int, threads: int, overrides: dict[str, Any]
+    base: Base, counts: Sequence[int], seed: int, threads: int, overrides: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """One row per way and count; a way that fails ends with a row that says why."""
     repo = repository()
-    house = house_rules(repo)["object"]
+    house = base.houses(repo)["object"]
     method = choose(house, {"method": overrides}).method
-    reference = repo / "data/models/reference"
     with linked_sets(repo, house) as folder:
         known = sorted(usable(folder, "object"))
         drawn = np.random.default_rng(seed).permutation(known)[: counts[-1]].tolist()
@@ -66,18 +67,18 @@ def sequence(
         def plan_of(targets: Sequence[str]) -> Plan:
             return plan_for(repo, house, "object", tuple(targets), method, threads)
 
-        base = ClipModel.load(reference)
-        held = {n: Holdout.read(plan_of(drawn[:n]), folder, base) for n in counts}
+        original = base.load()
+        held = {n: Holdout.read(plan_of(drawn[:n]), folder, original) for n in counts}
         for n in counts:
-            model, began = ClipModel.load(reference), process_time()
+            model, began = base.load(), process_time()
             error = _forget(model, plan_of(drawn[:n]), folder)
             yield _row("union", held[n], model, method, process_time() - began, error)
-        model, began = ClipModel.load(reference), process_time()
+        model, began = base.load(), process_time()
         for done, concept in enumerate(drawn, start=1):
             plan = replace(plan_of([concept]), erased_before=tuple(drawn[: done - 1]))
             error = _forget(model, plan, folder)
             if done in counts or error:
-                shown = held.get(done) or Holdout.read(plan_of(drawn[:done]), folder, base)
+                shown = held.get(done) or Holdout.read(plan_of(drawn[:done]), folder, original)
                 yield _row("chain", shown, model, method, process_time() - began, error)
             if error:
                 return
@@ -102,10 +103,7 @@ def _row(
         "concepts": len(held.plan.targets),
         "method": method.name,
         "towers": method.towers,
-        **{
-            name: asdict(figures.rates[f"{name}.after"])
-            for name in ("forget.fa1", "forget.fa5", "control.fa1")
-        },
+        **{name: asdict(figures.rates[f"{name}.after"]) for name in RATES},
         "ta1": asdict(figures.drops["retain.ta1"]),
         "neighbours": asdict(figures.drops["neighbours.ta1"]),
         "cpu_seconds": round(seconds, 1),
@@ -123,4 +121,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SluglineError as error:
+        sys.exit(f"bench.sequence: {error}")

@@ -141,6 +141,7 @@ def summarise(rows: Sequence[Row]) -> Summary:
         "stop": rows[0]["method"]["forget_at"] if rows[0]["method"] else None,
         "towers": rows[0]["method"]["towers"] if rows[0]["method"] else [],
         "figures": _values({name: (column.read, column.over) for name, column in COLUMNS.items()}, done),
+        "retrained": dict(Counter(row["retrained"] for row in done if row.get("retrained"))),
         "counts": _values({name: (column.read, _count) for name, column in COLUMNS.items()}, done),
     }
 
@@ -159,6 +160,19 @@ def _values(
         if values:
             found[name] = round(over(values), 6)
     return found
+
+
+def shown(column: str, value: float) -> str:
+    """A figure as tables print it."""
+    match COLUMNS[column].shown:
+        case "percent":
+            return f"{100 * value:.1f} %"
+        case "points":
+            return f"{100 * value:.1f}"
+        case "share":
+            return f"{value:.2f}"
+        case _:
+            return f"{value:.1f}"
 
 
 def competitors(contenders: Mapping[str, Summary]) -> list[str]:

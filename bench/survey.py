@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.requests import MODEL, linked_sets, plan_for
+from bench.models import Base, add_model_options, base_model
+from bench.requests import linked_sets, plan_for
+from contracts.errors import SluglineError
 from contracts.values import Axis, Measurements, Plan, Verdict
-from tasks.house import choose, repository, rules
+from tasks.house import choose, repository
 from tasks.inputs import read_classes, unlearn_inputs
 from tasks.measure import measured
 
@@ -25,6 +27,7 @@ from tasks.measure import measured
 def main() -> None:
     """Survey seeded single concepts and print a table, or JSON with every figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add_model_options(parser)
     parser.add_argument("--concepts", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--axis", choices=("object", "style"), default="object")
@@ -32,49 +35,46 @@ def main() -> None:
     parser.add_argument("--method", default="{}", help="overrides as JSON, for example '{\"forget_at\": 1}'")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    rows = list(
-        survey(options.concepts, options.seed, options.axis, options.threads, json.loads(options.method))
-    )
+    base, told = base_model(repository(), options.model, options.rules), json.loads(options.method)
+    rows = list(survey(base, options.concepts, options.seed, options.axis, options.threads, told))
     counts = Counter(row["verdict"] for row in rows)
     if options.json:
-        print(json.dumps({"verdicts": counts, "median_drop": _median(rows), "rows": rows}, indent=2))
+        found = {"model": base.label, "verdicts": counts, "median_drop": _median(rows), "rows": rows}
+        print(json.dumps(found, indent=2))
     else:
-        print(f"{len(rows)} requests: {dict(counts)}; median TA@1 drop {100 * _median(rows):.1f} points")
+        drop = f"median TA@1 drop {100 * _median(rows):.1f} points"
+        print(f"{base.label}, {len(rows)} requests: {dict(counts)}; {drop}")
 
 
 def survey(
-    count: int, seed: int, axis: Axis, threads: int, overrides: dict[str, Any]
+    base: Base, count: int, seed: int, axis: Axis, threads: int, overrides: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """One row per concept: verdict, the gates that failed, and the headline figures."""
-    from unlearning.families.clip import ClipModel
-
     repo = repository()
-    house = rules(repo, MODEL, axis)
+    house = base.houses(repo)[axis]
     with linked_sets(repo, house) as folder:
         known = sorted(read_classes(folder, axis).known)
         chosen = np.random.default_rng(seed).choice(known, min(count, len(known)), replace=False).tolist()
-        reference = repo / "data/models/reference"
-        base = ClipModel.load(reference)
+        model = base.load()
         for position, concept in enumerate(chosen, start=1):
             method = choose(house, {"method": overrides}).method
             plan = plan_for(repo, house, axis, (concept,), method, threads)
             began = monotonic()
-            row = {"concept": concept, **_forget(plan, folder, reference, base, repo / house.gates)}
+            row = {"concept": concept, **_forget(plan, folder, base, model, repo / house.gates)}
             print(f"{position}/{len(chosen)} {row['verdict']} {monotonic() - began:.1f} s", file=sys.stderr)
             yield row
 
 
-def _forget(plan: Plan, folder: Path, reference: Path, base: Any, gates: Path) -> dict[str, Any]:
+def _forget(plan: Plan, folder: Path, base: Base, original: Any, gates: Path) -> dict[str, Any]:
     from gates.runner import run_suite
     from gates.suite import load_suite
     from unlearning.determinism import deterministic
-    from unlearning.families.clip import ClipModel
     from unlearning.methods import unlearn
 
     with deterministic(plan.seed, plan.threads):
-        edited = ClipModel.load(reference)
+        edited = base.load()
         outcome = unlearn(edited, unlearn_inputs(plan, folder, edited.image_size), plan.method)
-        figures = measured(plan, folder, base, edited, {e.tower for e in outcome.edits}).figures
+        figures = measured(plan, folder, original, edited, {e.tower for e in outcome.edits}).figures
     verdict = run_suite(load_suite(gates), figures).verdict
     return _row(figures, verdict, [e.layer for e in outcome.edits])
 
@@ -104,4 +104,7 @@ def _median(rows: list[dict[str, Any]]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SluglineError as error:
+        sys.exit(f"bench.survey: {error}")

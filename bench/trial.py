@@ -55,6 +55,7 @@ def trial(case: Case, contender: Contender, work: ClipModel, audits: Mapping[str
         "targets": list(case.request.targets),
         "label": contender.label,
         "method": to_plain(contender.method),
+        "retrained": case.retrained.used if case.retrained is not None else None,
         "error": None,
     }
     try:
@@ -73,7 +74,7 @@ def _measured(case: Case, contender: Contender, work: ClipModel, audits: Mapping
     began = process_time()
     if contender.method is None:
         assert case.retrained is not None
-        state = case.retrained
+        state = case.retrained.state
     else:
         work.net.load_state_dict(case.base.model.net.state_dict())
         with costing() as cost:
@@ -82,7 +83,7 @@ def _measured(case: Case, contender: Contender, work: ClipModel, audits: Mapping
         began = process_time()
         towers = frozenset(edit.tower for edit in outcome.edits)
         state = State(work, towers, case.holdout.features(work, towers), case.base.examples)
-    figures = case.holdout.figures(state.features)
+    figures = case.held(state).figures(state.features)
     verdict = run_suite(case.suite, figures).verdict
     seconds = {"judge": round(process_time() - began, 2)}
     found |= {**_figures(figures), **_verdict(verdict), "audits": {}}

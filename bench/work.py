@@ -1,6 +1,6 @@
 """The work that `bench.limit` is measured on: real sets, or random ones at full size."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.models import Base
+from bench.requests import linked_sets, usable
+from contracts.errors import InputError
 from contracts.values import Method
 from unlearning import methods
 from unlearning.families.clip import ClipModel
@@ -20,49 +23,99 @@ WORDS = ("red", "old", "small", "bright", "round", "cat", "house", "tree", "rive
 
 @dataclass(frozen=True)
 class Sizes:
-    """Items of each set; a search image is one item, and every class has `search_templates` texts."""
+    """Items of each set; a search image is one item, and every class has `search_templates` texts.
+
+    classes: of random work; None where a model's own labels decide.
+    """
 
     forget: int
     retain: int
     search: int
-    classes: int
+    classes: int | None = None
 
 
-def reference_work(repo: Path, sizes: Sizes, seed: int) -> tuple[ClipModel, UnlearnInputs]:
-    """The reference model and one seeded concept, its forget set filled up with views to `sizes.forget`.
+@dataclass(frozen=True)
+class Setting:
+    """How a model is measured.
 
-    The model's own search hand gives the search split; the retain set is cut to `sizes.retain`.
+    sizes: of its sets.
+    micro_batch: items that fit into memory at a time; None: the house's.
+    retain_batch: of the contrastive loss, in SLUG; None: the paper's default.
+    rounds: how often every job runs.
     """
+
+    sizes: Sizes
+    micro_batch: int | None = None
+    retain_batch: int | None = None
+    rounds: int = 3
+
+
+# What is promised: at least 100 forget, 1,000 retain and 500 search items.
+REAL = Setting(Sizes(forget=100, retain=1000, search=500))
+# Full-size models with random weights.  On a core or two they get what takes minutes; their retain
+# set is one contrastive batch.
+FULL_SIZE: Mapping[str, Mapping[str, Setting]] = {
+    "cpu": {
+        "ViT-B-32": Setting(Sizes(8, 12, 12, classes=16), micro_batch=12, retain_batch=12, rounds=2),
+        "ViT-L-14": Setting(Sizes(1, 3, 3, classes=8), micro_batch=3, retain_batch=3, rounds=2),
+    },
+    "cuda": {
+        "ViT-B-32": Setting(Sizes(512, 4096, 2048, classes=500), micro_batch=256, retain_batch=256),
+        "ViT-L-14": Setting(Sizes(256, 1024, 512, classes=200), micro_batch=64, retain_batch=256),
+    },
+}
+
+
+def real_work(
+    repo: Path, base: Base, sizes: Sizes, seed: int, device: str = "cpu"
+) -> tuple[ClipModel, UnlearnInputs]:
+    """A trained model and one seeded concept, its forget set filled up with views to `sizes.forget`.
+
+    Sets are those of the model's rules; retain set and search split are cut to the sizes asked for.
+
+    Raises:
+        InputError: a set has fewer items than asked for.
+    """
+    with linked_sets(repo, base.houses(repo)["object"]) as folder:
+        model = base.load(device)
+        return model, _seeded_concept(folder, model.image_size, sizes, seed)
+
+
+def _seeded_concept(folder: Path, side: int, sizes: Sizes, seed: int) -> UnlearnInputs:
     import pandas as pd
 
     from data.layout import read_items
     from data.reader import load_images
     from tasks.inputs import read_classes
 
-    model = ClipModel.load(repo / "data/models/reference")
-    classes = read_classes(repo / "data", "object")
+    classes = read_classes(folder, "object")
     index = {label: i for i, label in enumerate(classes.ids)}
     rng = np.random.default_rng(seed)
-    target = str(rng.choice(sorted(classes.known)))
-    pool, retain, search = (read_items(repo / f"data/sets/{name}") for name in ("pool", "retain", "search"))
+    target = str(rng.choice(sorted(usable(folder, "object"))))
+    pool, retain, search = (read_items(folder / role) for role in ("forget", "retain", "search"))
     own = pool[pool["object"] == target]
     views = -(-sizes.forget // len(own))
     forget = pd.concat([own.assign(view=view) for view in range(views)])[: sizes.forget]
-    retain = retain[(retain["object"] != target)].sample(sizes.retain, random_state=seed)
     asked = search[search["object"] == target]
     others = search[(search["object"] != target) & search["object"].isin(classes.known)]
-    kept = others.sample(sizes.search - len(asked), random_state=seed)
-    shown = pd.concat([asked, kept])
 
-    def images(name: str, rows: Any) -> Any:
-        return load_images(repo / f"data/sets/{name}", rows, model.image_size)
+    def drawn(rows: Any, count: int, what: str) -> Any:
+        if not 0 < count <= len(rows):
+            raise InputError(f"the {what} set has {len(rows)} items for this request, asked for {count}")
+        return rows.sample(count, random_state=seed)
 
-    return model, UnlearnInputs(
+    retain = drawn(retain[retain["object"] != target], sizes.retain, "retain")
+    shown = pd.concat([asked, drawn(others, sizes.search - len(asked), "search")])
+
+    def images(role: str, rows: Any) -> Any:
+        return load_images(folder / role, rows, side)
+
+    return UnlearnInputs(
         class_ids=classes.ids,
         class_names=classes.names,
         templates=classes.templates[: Method().search_templates],
         targets=(index[target],),
-        forget_images=images("pool", forget),
+        forget_images=images("forget", forget),
         forget_captions=tuple(forget["caption"]),
         forget_labels=np.full(len(forget), index[target]),
         retain_images=images("retain", retain),
@@ -73,7 +126,9 @@ def reference_work(repo: Path, sizes: Sizes, seed: int) -> tuple[ClipModel, Unle
     )
 
 
-def random_work(architecture: str, sizes: Sizes, seed: int) -> tuple[ClipModel, UnlearnInputs]:
+def random_work(
+    architecture: str, sizes: Sizes, seed: int, device: str = "cpu"
+) -> tuple[ClipModel, UnlearnInputs]:
     """An open_clip architecture at full size with random weights, and random sets."""
     from open_clip import get_model_config
     from open_clip.model import CLIP
@@ -93,7 +148,8 @@ def random_work(architecture: str, sizes: Sizes, seed: int) -> tuple[ClipModel, 
         },
         "tokenizer": {"kind": "simple", "context_length": 77, "vocab": None},
     }
-    model = ClipModel(config, CLIP(**model_cfg).state_dict())
+    model = ClipModel(config, CLIP(**model_cfg).state_dict(), device=device)
+    classes = sizes.classes or len(WORDS)
     rng = np.random.default_rng(seed)
 
     def images(n: int) -> Any:
@@ -102,12 +158,12 @@ def random_work(architecture: str, sizes: Sizes, seed: int) -> tuple[ClipModel, 
     def texts(labels: Sequence[int]) -> tuple[str, ...]:
         return tuple(f"a picture of {names[label]}" for label in labels)
 
-    names = tuple(f"{WORDS[i % 11]} {WORDS[i // 11 % 11]} {i}" for i in range(sizes.classes))
-    kept = rng.integers(1, sizes.classes, sizes.retain)
+    names = tuple(f"{WORDS[i % 11]} {WORDS[i // 11 % 11]} {i}" for i in range(classes))
+    kept = rng.integers(1, classes, sizes.retain)
     asked = max(1, sizes.search // 25)
-    labels = np.concatenate([np.zeros(asked, np.int64), rng.integers(1, sizes.classes, sizes.search - asked)])
+    labels = np.concatenate([np.zeros(asked, np.int64), rng.integers(1, classes, sizes.search - asked)])
     return model, UnlearnInputs(
-        class_ids=tuple(f"c-{i:08x}" for i in range(sizes.classes)),
+        class_ids=tuple(f"c-{i:08x}" for i in range(classes)),
         class_names=names,
         templates=("a {}", "a picture of {}")[: Method().search_templates],
         targets=(0,),

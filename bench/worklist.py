@@ -1,7 +1,7 @@
 """Which rows are asked for, and measuring those that are missing."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -11,6 +11,7 @@ from tqdm import tqdm
 from bench.audits import AUDITS
 from bench.case import Case, Settings
 from bench.contenders import RETRAINED, Contender, contenders, table
+from bench.gold import Gold, find
 from bench.provenance import commit
 from bench.requests import KINDS, Request
 from bench.rows import Rows, row_key
@@ -34,15 +35,19 @@ class Asked:
     Attributes:
         models: folder by name.
         picked: labels of the contenders; none means all.
+        headlines: the same for models of other training seeds.
+        seeds: names of those models.
         forget_at: one stop for every request about objects; None leaves what `bench.contenders` says.
         audits: which, how often, and how.
         settings: of the audits.
-        retrained: folder with models that never saw the forget set, as <model>/<request>.
+        retrained: folder with models that never saw the forget set (`bench.gold`).
         threads: of torch.
     """
 
     models: Mapping[str, Path]
     picked: tuple[str, ...]
+    headlines: tuple[str, ...]
+    seeds: tuple[str, ...]
     forget_at: int | None
     audits: Audits
     settings: Settings
@@ -70,7 +75,7 @@ class Work:
         request: what is to be forgotten.
         contender: by whom.
         audits: the settings of every audit it should have, by name.
-        retrained: folder of the model that never saw the forget set.
+        gold: the model that never saw the forget set.
     """
 
     key: str
@@ -79,7 +84,7 @@ class Work:
     request: Request
     contender: Contender
     audits: Mapping[str, Any]
-    retrained: Path | None
+    gold: Gold | None
 
 
 def parse_audits(text: str, settings: Settings) -> Audits:
@@ -106,9 +111,10 @@ def worklist(asked: Asked, requests: Sequence[Request], houses: Mapping[Axis, Ru
         OSError: a model's weights cannot be read.
     """
     known = table(methods.names())
+    own = {axis: choose(house, {}).method for axis, house in houses.items()}
     stops: dict[Axis, int | None] = {
         "object": asked.forget_at,
-        "style": choose(houses["style"], {}).method.forget_at,
+        "style": own["style"].forget_at,
     }
     works: list[Work] = []
     for name, folder in asked.models.items():
@@ -119,23 +125,22 @@ def worklist(asked: Asked, requests: Sequence[Request], houses: Mapping[Axis, Ru
             audits = {
                 audit: told for audit, (first, told) in asked.audits.items() if first is None or place < first
             }
-            gold = _retrained(asked, name, request)
+            gold = None if asked.retrained is None else find(asked.retrained, name, request)
             if gold is not None:
-                sha256 = file_sha256(gold / WEIGHTS)
+                sha256 = file_sha256(gold.folder / WEIGHTS)
                 key = row_key(weights, request.targets, sha256)
                 works.append(Work(key, name, weights, request, Contender(RETRAINED, None), audits, gold))
                 audits = {**audits, "distance": {"retrained": sha256}}
-            for contender in contenders(known, asked.picked, request.axis, stops):
+            picked = asked.headlines if name in asked.seeds else asked.picked
+            fitting = {
+                # What fits into memory is the model's business, and no part of the comparison.
+                label: replace(method, micro_batch=own[request.axis].micro_batch)
+                for label, method in known.items()
+            }
+            for contender in contenders(fitting, picked, request.axis, stops):
                 key = row_key(weights, request.targets, contender.sha256)
                 works.append(Work(key, name, weights, request, contender, audits, gold))
     return works
-
-
-def _retrained(asked: Asked, model: str, request: Request) -> Path | None:
-    if asked.retrained is None:
-        return None
-    folder = asked.retrained / model / request.name
-    return folder if (folder / WEIGHTS).is_file() else None
 
 
 def measure(
@@ -205,7 +210,7 @@ def _case(asked: Asked, world: World, group: Sequence[Work], base: ClipModel) ->
             (work.model, base),
             work.request,
             work.contender,
-            work.retrained,
+            work.gold,
             asked.settings,
             asked.threads,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,27 +81,22 @@ def measured(
         edited: the candidate.
         towers: which of its towers hold an edited tensor.
     """
-    import pandas as pd
-
     from gates.metrics import measure as rates_and_drops
 
     classes = classes_by_axis(plan, folder)
     parts = select(plan, folder, {axis: known.known for axis, known in classes.items()})
-    rows, pixels = _measured_rows(parts, folder, original.image_size)
-    before = Features(original.encode_images(pixels), _class_embeddings(original, classes))
-    states = {"before": before, "after": _after(edited, before, pixels, classes, towers)}
-    table = pd.concat(
-        [outcomes(told, rows, parts, classes, plan, state) for state, told in states.items()],
-        ignore_index=True,
-    )
-    scores = {state: told.scores(plan.axis) for state, told in states.items()}
+    rows, pixels = measured_rows(parts, folder, original.image_size)
+    before = Features(original.encode_images(pixels), class_embeddings_by_axis(original, classes))
+    after = features_after(edited, before, pixels, classes, towers)
+    table = outcomes_of_both(before, after, rows, parts, classes, plan)
+    scores = {"before": before.scores(plan.axis), "after": after.scores(plan.axis)}
     own = rows[~rows["id"].isin(parts.cross["id"])]
     return Measured(
         rates_and_drops(table, seed=plan.seed), table, _retrievals(scores, own, classes[plan.axis], plan)
     )
 
 
-def _measured_rows(parts: Parts, folder: Path, size: int) -> tuple[pd.DataFrame, Any]:
+def measured_rows(parts: Parts, folder: Path, size: int) -> tuple[pd.DataFrame, Any]:
     """Every item that some part holds, once, and its pixels (N, size, size, 3)."""
     import numpy as np
     import pandas as pd
@@ -114,20 +109,41 @@ def _measured_rows(parts: Parts, folder: Path, size: int) -> tuple[pd.DataFrame,
     return pd.concat([part for _, part in stands], ignore_index=True), np.concatenate(pixels)
 
 
-def _class_embeddings(model: ClipModel, classes: Mapping[Axis, Classes]) -> dict[Axis, Tensor]:
+def class_embeddings_by_axis(model: ClipModel, classes: Mapping[Axis, Classes]) -> dict[Axis, Tensor]:
+    """Class embeddings (C, D) of every axis, with all templates of the verdict."""
     from unlearning.zero_shot import class_embeddings
 
     return {axis: class_embeddings(model, known.names, known.templates) for axis, known in classes.items()}
 
 
-def _after(
-    edited: ClipModel, before: Features, pixels: Any, classes: Mapping[Axis, Classes], towers: set[Tower]
+def features_after(
+    edited: ClipModel,
+    before: Features,
+    pixels: Any,
+    classes: Mapping[Axis, Classes],
+    towers: Collection[Tower],
 ) -> Features:
     """The edited model's features; those of a tower with no edited tensor are the original's, exactly."""
     return Features(
         edited.encode_images(pixels) if "vision" in towers else before.images,
-        _class_embeddings(edited, classes) if "text" in towers else before.classes,
+        class_embeddings_by_axis(edited, classes) if "text" in towers else before.classes,
     )
+
+
+def outcomes_of_both(
+    before: Features,
+    after: Features,
+    rows: pd.DataFrame,
+    parts: Parts,
+    classes: Mapping[Axis, Classes],
+    plan: Plan,
+) -> pd.DataFrame:
+    """The item-level table (see `gates.outcomes`) of the original and the edited model."""
+    import pandas as pd
+
+    states = {"before": before, "after": after}
+    tables = [outcomes(told, rows, parts, classes, plan, state) for state, told in states.items()]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _retrievals(

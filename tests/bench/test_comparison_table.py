@@ -1,11 +1,13 @@
 """Aggregates, winners and the page: a contender that does nothing is never the best."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from bench.compare_plots import plots
 from bench.compare_table import page
+from bench.seeds import over_seeds
 from bench.summary import aggregate, beaten, best, competitors
 
 
@@ -87,8 +89,10 @@ def test_a_probe_is_best_where_it_finds_nothing_not_where_it_is_reversed() -> No
     assert best(aggregate(rows)["single"]["contenders"], "probe") == ["hidden"]
 
 
-def told(rows: list[dict[str, Any]], wanted: int) -> dict[str, Any]:
+def told(rows: list[dict[str, Any]], wanted: int, models: Sequence[str] = ("reference",)) -> dict[str, Any]:
+    own = [each for each in rows if each["model"] == models[0]]
     return {
+        "models": models,
         "provenance": {
             "command": "python -m bench.compare",
             "machine": {"cpu": "a processor", "cores": 2, "system": "linux"},
@@ -104,14 +108,15 @@ def told(rows: list[dict[str, Any]], wanted: int) -> dict[str, Any]:
         "rows": len(rows),
         "wanted": wanted,
         "house": {"single": "house"},
-        "kinds": aggregate(rows),
+        "kinds": aggregate(own),
+        "seeds": over_seeds(rows, models) if len(models) > 1 else {},
     }
 
 
 def test_the_page_marks_the_best_and_names_what_is_better_than_the_default(
     rows: list[dict[str, Any]],
 ) -> None:
-    text = page(told(rows, len(rows)), rows)
+    text = page(told(rows, len(rows)))
     assert "| `house` (house default) | top 5 | 4 | 3/1/0 | **0.0 %**" in text
     assert "**0.2 (n=3)**" in text  # the rival's loss, over three of its four requests
     assert "- TA@1 lost (1.5): `rival` 0.2" in text
@@ -121,13 +126,33 @@ def test_the_page_marks_the_best_and_names_what_is_better_than_the_default(
 
 
 def test_an_unfinished_run_says_so(rows: list[dict[str, Any]]) -> None:
-    assert "not finished" in page(told(rows, len(rows) + 1), rows)
+    assert "not finished" in page(told(rows, len(rows) + 1))
 
 
-def test_several_models_are_shown_side_by_side(rows: list[dict[str, Any]]) -> None:
-    both = [*rows, *({**each, "model": "seed-8"} for each in rows)]
-    assert "| method | reference | seed-8 |" in page(told(both, len(both)), both)
-    assert "| method | reference |" not in page(told(rows, len(rows)), rows)
+def test_training_seeds_are_told_as_mean_and_range_of_what_all_have(rows: list[dict[str, Any]]) -> None:
+    # Given a second seed whose house loses 4 points more, and that has not got to the last request yet
+    other = [row("house", n, drop=d, model="seed-8") for n, d in enumerate((0.04, 0.05, 0.06))]
+    both = [*rows, *other]
+    told_of = over_seeds(both, ["reference", "seed-8"])["single"]
+    assert list(told_of) == ["house"], "a contender that only one model has seen has no range"
+    lost = told_of["house"]["ta1_drop"]
+    assert (lost["mean"], lost["low"], lost["high"]) == pytest.approx((0.03, 0.01, 0.05))
+    assert told_of["house"]["n"] == 3
+    assert told_of["house"]["passed"]["by_model"] == {"reference": 3, "seed-8": 1}
+    text = page(told(both, len(both), ("reference", "seed-8")))
+    assert "| `house` | 3 | 2.0 (1 to 3) | 0.0 % (0.0 % to 0.0 %)" in text
+    assert "| 3.0 (1.0 to 5.0) |" in text
+    assert "| `house` (house default) | top 5 | 4 | 3/1/0 |" in text, "the main table is the model's own"
+    assert "Over training seeds" not in page(told(rows, len(rows)))
+
+
+def test_with_which_retrained_model_a_row_was_compared_is_a_column(rows: list[dict[str, Any]]) -> None:
+    assert "| retrained |" not in page(told(rows, len(rows)))
+    union = [row("house", n, retrained="union of 9 concepts") for n in (1, 2)]
+    gold = [row("house", 0, retrained="own"), *union]
+    text = page(told(gold, len(gold)))
+    assert "| passed/failed/undecided | retrained | FA@1 |" in text
+    assert "| own: 1, union of 9 concepts: 2 |" in text
 
 
 def test_figures_are_drawn_of_what_there_is(rows: list[dict[str, Any]]) -> None:

@@ -90,6 +90,8 @@ def works(models: dict[str, Path], audits: str = "none", **changes: Any) -> list
         **{
             "models": models,
             "picked": ("slug", "ccup"),
+            "headlines": ("slug",),
+            "seeds": (),
             "forget_at": None,
             "audits": parse_audits(audits, settings),
             "settings": settings,
@@ -98,7 +100,7 @@ def works(models: dict[str, Path], audits: str = "none", **changes: Any) -> list
             **changes,
         }
     )
-    house = Rules(*("",) * 6, method={"forget_at": 1})
+    house = Rules(*("",) * 6, method={"forget_at": 1, "micro_batch": 7})
     return worklist(asked, REQUESTS, {"object": house, "style": house})
 
 
@@ -116,10 +118,20 @@ def test_an_audit_can_be_limited_to_the_first_requests_of_each_kind(models: dict
 
 def test_a_retrained_model_is_measured_and_compared_with(models: dict[str, Path], tmp_path: Path) -> None:
     found = works(models, retrained=tmp_path / "gold")
-    gold = [work for work in found if work.retrained is not None]
+    gold = [work for work in found if work.gold is not None]
     assert {(work.model, work.request.name) for work in gold} == {("one", "single-c-2")}
     assert [work.contender.label for work in gold] == ["retrained", "slug", "ccup"]
     assert ["distance" in work.audits for work in gold] == [False, True, True]
+
+
+def test_other_training_seeds_get_the_headline_rows_only(models: dict[str, Path]) -> None:
+    found = works(models, seeds=("two",))
+    labels = {model: {work.contender.label for work in found if work.model == model} for model in models}
+    assert labels == {"one": {"slug", "ccup"}, "two": {"slug"}}
+
+
+def test_everybody_takes_as_many_items_at_a_time_as_the_house(models: dict[str, Path]) -> None:
+    assert {work.contender.method.micro_batch for work in works(models) if work.contender.method} == {7}
 
 
 @pytest.mark.parametrize("audits", ["prob", "probe:x", "distance", ""])

@@ -10,6 +10,7 @@ import torch
 from bench.audits import AUDITS
 from bench.case import Case, Settings
 from bench.contenders import Contender
+from bench.gold import Gold
 from bench.requests import Request, linked_sets
 from bench.trial import trial
 from contracts.errors import ModelError
@@ -20,6 +21,9 @@ from tasks.measure import measured
 from tests.world import COLOURS, FORGET, MODEL, SEEN, TARGET, World
 from unlearning.families.clip import ClipModel
 
+# Not the target's family, so that what is near it stays as it was.
+OTHER = SEEN[-1]
+
 
 @pytest.fixture(scope="module")
 def case(world: World) -> Iterator[Case]:
@@ -29,7 +33,9 @@ def case(world: World) -> Iterator[Case]:
     request = Request("single", (concept_id(TARGET),))
     settings = Settings(relearn_steps=2, relearn_batch=8)
     with linked_sets(world.root, house, FORGET) as folder:
-        yield Case.build(world.root, folder, house, ("tiny", base), request, some, world.model, settings, 1)
+        # The world's own model stands in for one that has seen neither the target nor another concept.
+        gold = Gold(world.model, frozenset((concept_id(TARGET), concept_id(OTHER))))
+        yield Case.build(world.root, folder, house, ("tiny", base), request, some, gold, settings, 1)
 
 
 @pytest.fixture
@@ -78,13 +84,28 @@ def test_the_retrained_model_is_a_row_without_a_method_and_at_no_distance_from_i
     case: Case, work: ClipModel
 ) -> None:
     row = trial(case, Contender("retrained", None), work, {"distance": {}})
-    # The world's own model stands in for a retrained one.
     assert row["method"] is None
     assert row["drops"]["retain.ta1"]["estimate"] == 0.0
     assert row["audits"]["distance"]["after"]["kl"] == pytest.approx(0.0, abs=1e-6)
     edited = trial(case, slug(case, "text"), work, {"distance": {}})["audits"]["distance"]
     assert edited["after"]["kl"] > 1e-4
-    assert edited["after"]["agreement"]["n"] == case.holdout.parts.retained.shape[0]
+    retained = case.holdout.parts.retained
+    others = retained["object"] == concept_id(OTHER)
+    assert 0 < others.sum() < len(retained)
+    assert edited["after"]["agreement"]["n"] == len(retained) - others.sum()
+
+
+def test_what_a_union_has_not_seen_for_other_requests_does_not_count_against_it(
+    case: Case, work: ClipModel
+) -> None:
+    assert case.retrained is not None
+    union = trial(case, Contender("retrained", None), work, {})
+    method = trial(case, slug(case, "text"), work, {})
+    assert union["retrained"] == method["retrained"] == "union of 2 concepts"
+    n = {row["label"]: row["rates"]["retain.ta1"]["before"]["n"] for row in (union, method)}
+    assert n["retrained"] < n["slug"]
+    assert union["rates"]["forget.fa1"]["before"] == method["rates"]["forget.fa1"]["before"]
+    assert concept_id(OTHER) not in case.retrained.holdout.plan.neighbours
 
 
 def test_an_error_is_a_row_and_the_next_row_is_as_if_nothing_had_been(
