@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from unlearning.retain_statistics import KnownRetain, RetainStatistics, Wanted
 
 KEPT = 8  # files; the least recently used go
+MEASURED = 2  # counts changes of what is measured; 1 missed a lone last item's second moments
 
 
 def known_retain(run: Run, plan: Plan, model: ClipModel, tell: Tell) -> KnownRetain | None:
@@ -94,6 +95,6 @@ def _path(run: Run, plan: Plan, wanted: Wanted) -> Path:
     retain = next((ref.items_sha256 for ref in plan.sets if ref.role == "retain"), None)
     if retain is None:
         raise SetError(f"request {plan.request_id}: the plan has no retain set")
-    decides = [plan.base_weights_sha256, retain, to_plain(wanted), plan.method.micro_batch]
+    decides = [plan.base_weights_sha256, retain, to_plain(wanted), plan.method.micro_batch, MEASURED]
     where = [plan.device, plan.threads, dict(plan.software)]
     return run.workspace.cache / f"{digest([*decides, *where])}.safetensors"

@@ -1,6 +1,7 @@
 """Sums of gradients in fp32: over micro-batches, then over processes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -16,30 +17,31 @@ Gradients = dict[str, Tensor]
 class GradientSum:
     """Running sum of the gradients of scalars, for the named layers.
 
+    autograd adds the gradient of every weight to the sum as soon as it is known, and forgets it: beside
+    the sum there is one weight's gradient at a time, not those of all.
+
+    Args:
+        model: whose layers they are; its `.grad` are in use inside `add` alone.
+        layers: weight names.
+        compute: precision; with float16 scalars are scaled while they are differentiated.
+        divisor: what the scalars were divided by, which a loss scale takes into account.
+
     Raises:
         ModelError: the model has no weight of a name.
     """
 
-    def __init__(self, model: ClipModel, layers: Sequence[str], compute: Compute) -> None:
+    def __init__(self, model: ClipModel, layers: Sequence[str], compute: Compute, divisor: int = 1) -> None:
         unknown = [layer for layer in layers if layer not in model.parameters]
         if unknown:
             raise ModelError(f"the model has no weight {unknown[0]!r}")
-        self._compute = compute
-        self._weights = [model.parameters[layer] for layer in layers]
-        self._total = {layer: torch.zeros_like(model.parameters[layer]) for layer in layers}
+        self._compute, self._scale = compute, compute.scale(divisor)
+        self._weights = {layer: model.parameters[layer] for layer in layers}
+        self._total = {layer: torch.zeros_like(weight) for layer, weight in self._weights.items()}
 
-    def add(self, scalar: Tensor, divisor: int = 1) -> None:
-        """Add the gradient of `scalar`; a tower that it does not depend on adds nothing.
-
-        Args:
-            scalar: what to differentiate.
-            divisor: what its loss was divided by, which a loss scale takes into account.
-        """
-        scale = self._compute.scale(divisor)
-        grads = torch.autograd.grad(scalar * scale, self._weights, allow_unused=True)
-        for total, grad in zip(self._total.values(), grads, strict=True):
-            if grad is not None:
-                total.add_(grad, alpha=1 / scale)
+    def add(self, scalar: Tensor) -> None:
+        """Add the gradient of `scalar`; a tower that it does not depend on adds nothing."""
+        with self._sums_as_grads():
+            torch.autograd.backward(scalar * self._scale, inputs=list(self._weights.values()))
 
     def total(self, divisor: int = 1) -> Gradients:
         """The sum over all processes, divided by `divisor`; call it once.
@@ -49,11 +51,23 @@ class GradientSum:
         """
         distributed.all_reduce(self._total)
         for layer, grad in self._total.items():
-            if divisor != 1:
-                grad.div_(divisor)
+            if divisor * self._scale != 1:
+                grad.div_(divisor * self._scale)
             if not torch.isfinite(grad).all():
                 raise ModelError(f"the gradient of {layer} is not finite{self._advice()}")
         return self._total
+
+    @contextmanager
+    def _sums_as_grads(self) -> Iterator[None]:
+        """The sums are the weights' `.grad`, which autograd adds to in place; the weights' own come back."""
+        before = {layer: weight.grad for layer, weight in self._weights.items()}
+        try:
+            for layer, weight in self._weights.items():
+                weight.grad = self._total[layer]
+            yield
+        finally:
+            for layer, weight in self._weights.items():
+                weight.grad = before[layer]
 
     def _advice(self) -> str:
         if self._compute.autocast is not torch.float16:

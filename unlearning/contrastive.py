@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from contracts.errors import InputError
 from contracts.values import Tower
 from unlearning import distributed
 from unlearning.families.clip import ClipModel
@@ -21,6 +22,24 @@ from unlearning.objectives import retain_loss
 
 # Called with features (n, D) that carry a graph and the row numbers (n,) of their items in the whole set.
 Watch = Callable[[Tensor, Tensor], None]
+
+
+def batches(order: Tensor, size: int) -> list[Tensor]:
+    """Row numbers (N,) as batches of `size` in their order, the last one smaller; never of one item.
+
+    One leftover item joins the batch before it.  By itself it has no negatives: its loss is 0 whatever the
+    weights, so second moments would miss the item.  The reference implementation keeps such a batch; it
+    adds exactly zero to the gradient there, but counts as a batch of the mean.
+
+    Raises:
+        InputError: batches of fewer than two items are asked for.
+    """
+    if size < 2:
+        raise InputError(f"a contrastive batch needs at least 2 items, got {size}")
+    found = list(torch.split(order, size))
+    if len(found) > 1 and len(found[-1]) == 1:
+        found[-2:] = [torch.cat(found[-2:])]
+    return found
 
 
 def surrogates(
@@ -49,22 +68,26 @@ def surrogates(
             watch(features, part)
         return features
 
-    if distributed.size() == 1 and len(rows) <= micro_batch:
-        yield retain_loss(run("vision", rows), run("text", rows), model.logit_scale)
-        return
     share = distributed.share(len(rows))
     pieces = _split(rows[share], micro_batch)
-    in_one = len(pieces) == 1  # then its graph is kept, and nothing is encoded twice
-    with torch.set_grad_enabled(in_one):
-        first = {tower: [run(tower, piece) for piece in pieces] for tower in encode}
-    features = {tower: _gathered(model, own, len(rows)) for tower, own in first.items()}
-    towers = sorted(edited)
+    # One tower after the other, so that their graphs are never there together.  In one piece the first one's
+    # is there from the start; the text tower, whose pass costs less, is encoded once more.
+    both: tuple[Tower, ...] = ("vision", "text")
+    towers = [tower for tower in both if tower in edited]
+    kept = towers[0] if len(pieces) == 1 else None
+    first: dict[Tower, list[Tensor]] = {}
+    for tower in sorted(encode, key=lambda tower: tower == kept):  # what runs beside a graph needs room too
+        with torch.set_grad_enabled(tower == kept):
+            first[tower] = [run(tower, piece) for piece in pieces]
+    # In the same order by every process, however many pieces it has.
+    features = {tower: _gathered(model, first[tower], len(rows)) for tower in both}
     leaves = [features[tower].requires_grad_() for tower in towers]
     loss = retain_loss(features["vision"], features["text"], model.logit_scale)
     for tower, grad in zip(towers, torch.autograd.grad(loss, leaves), strict=True):
         for number, piece_grad in enumerate(_split(grad[share], micro_batch)):
-            piece = first[tower][number] if in_one else run(tower, pieces[number])
+            piece = first[tower].pop() if tower == kept else run(tower, pieces[number])
             yield (piece * piece_grad).sum()
+            del piece
 
 
 def _split(rows: Tensor, size: int) -> Sequence[Tensor]:

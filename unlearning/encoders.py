@@ -4,22 +4,20 @@ Half precision goes no further than the encoders: features leave them in fp32, s
 and sums of gradients are fp32.  Weights stay fp32 and autocast casts copies of them.
 
 Activation checkpointing keeps the input of every residual block and computes the block again in the
-backward pass: one more forward pass for the memory of one block instead of all of them.
+backward pass (`unlearning.checkpointing`).
 """
 
 import math
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from contracts.errors import InputError
+from unlearning.checkpointing import checkpointed
 from unlearning.families.clip import ClipModel
 from unlearning.inplace import requiring_grad
 
@@ -92,33 +90,3 @@ def encoders(model: ClipModel, layers: Container[str], compute: Compute) -> Iter
         checkpointed(model.net) if compute.checkpointing else nullcontext(),
     ):
         yield Encoders(model, compute.autocast)
-
-
-@contextmanager
-def checkpointed(net: Any) -> Iterator[None]:
-    """Residual blocks of both towers, and the stem of a ResNet, keep nothing but their input inside.
-
-    What is kept in their stead is computed again in the backward pass, once: a graph made inside can be
-    differentiated once and its saved tensors cannot be looked at.
-    """
-    methods = [(block, "forward") for block in _blocks(net)]
-    if hasattr(net.visual, "stem"):
-        methods.append((net.visual, "stem"))
-    for module, name in methods:
-        # eval() mode draws nothing at random, so there is no state to keep.
-        run = partial(checkpoint, getattr(module, name), use_reentrant=False, preserve_rng_state=False)
-        setattr(module, name, run)
-    try:
-        yield
-    finally:
-        for module, name in methods:
-            delattr(module, name)  # the class's own method comes back
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """What a tower stacks: the outermost elements of its lists and sequences."""
-    for child in module.children():
-        if isinstance(module, nn.Sequential | nn.ModuleList):
-            yield child
-        else:
-            yield from _blocks(child)

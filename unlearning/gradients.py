@@ -13,7 +13,7 @@ Shapes: N items, D embedding width, L context length.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,8 +25,8 @@ from contracts.errors import InputError, ModelError
 from contracts.values import Tower
 from unlearning import distributed
 from unlearning.accumulation import Gradients, GradientSum
-from unlearning.contrastive import Watch, surrogates
-from unlearning.encoders import FULL_PRECISION, Compute, encoders
+from unlearning.contrastive import Watch, batches, surrogates
+from unlearning.encoders import FULL_PRECISION, Compute, Encoders, encoders
 from unlearning.families.clip import ClipModel, Images, tower_of
 from unlearning.objectives import forget_loss
 
@@ -56,14 +56,33 @@ def forget_gradient(
         ModelError: a gradient is not finite (the message names the tensor).
     """
     pixels, tokens = _checked(model, images, captions)
-    n, total = len(pixels), GradientSum(model, layers, compute)
+    n = len(pixels)
+    total = GradientSum(model, layers, compute, divisor=n)
     own = torch.arange(n)[distributed.share(n)]
+    edited = {tower_of(layer) for layer in layers}
     with encoders(model, layers, compute) as encode:
         for rows in torch.split(own, micro_batch):
             if len(rows):  # fewer items than processes
-                loss = forget_loss(encode.image(pixels[rows]), encode.text(tokens[rows]))
-                total.add(loss * (len(rows) / n), divisor=n)
+                for loss in _forget_losses(encode, pixels[rows], tokens[rows], edited):
+                    total.add(loss * (len(rows) / n))
+                    del loss  # its graph, before the next one is made
     return total.total()
+
+
+def _forget_losses(
+    encode: Encoders, pixels: Tensor, tokens: Tensor, edited: Collection[Tower]
+) -> Iterator[Tensor]:
+    """The loss, first as a function of the vision tower, then of the text tower, if both are edited.
+
+    It is linear in the features of either, so the gradients add up to the whole; but the graphs of both
+    towers are never there together, for one more forward pass of the cheaper one.
+    """
+    with torch.set_grad_enabled("vision" not in edited):
+        text = encode.text(tokens)
+    image = encode.image(pixels)
+    yield forget_loss(image, text)
+    if len(edited) == 2:
+        yield forget_loss(image.detach(), encode.text(tokens))
 
 
 def retain_gradient(
@@ -81,8 +100,8 @@ def retain_gradient(
 ) -> Gradients:
     """Gradient of the contrastive loss, mean over batches of `retain_batch` items in seeded random order.
 
-    Every batch weighs the same, also a smaller last one, as in the reference implementation.  The
-    order is drawn because neighbours in a file (views of one drawing) are poor negatives.
+    Every batch weighs the same, also a smaller last one (`unlearning.contrastive.batches`).  The order
+    is drawn because neighbours in a file (views of one drawing) are poor negatives.
 
     Args:
         model: at the weights to differentiate at; they stay as they are.
@@ -98,28 +117,30 @@ def retain_gradient(
         progress: called with (batches done, batches).
 
     Raises:
-        InputError: there are fewer than two items, not as many captions as images, or in a whole
-            batch fewer items than processes.
+        InputError: there are fewer than two items, not as many captions as images, a batch is to hold
+            fewer than two items, or a whole one holds fewer than processes.
         ModelError: a gradient is not finite (the message names the tensor).
     """
     pixels, tokens = _checked(model, images, captions)
-    n, total = len(pixels), GradientSum(model, layers, compute)
+    n = len(pixels)
     if n < 2:
         raise InputError(f"the contrastive loss needs at least 2 retain items, got {n}")
     distributed.check_enough(min(n, retain_batch))
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    batches = torch.split(order, retain_batch)
+    own = batches(order, retain_batch)
+    total = GradientSum(model, layers, compute, divisor=len(own))
     edited = {tower_of(layer) for layer in layers}
     with encoders(model, layers, compute) as run:
         by_tower: dict[Tower, Callable[[Tensor], Tensor]] = {
             "vision": lambda rows: run.image(pixels[rows]),
             "text": lambda rows: run.text(tokens[rows]),
         }
-        for done, rows in enumerate(batches, start=1):
+        for done, rows in enumerate(own, start=1):
             for scalar in surrogates(model, by_tower, rows, edited, micro_batch=micro_batch, watch=watch):
-                total.add(scalar / len(batches), divisor=len(batches))
+                total.add(scalar / len(own))
+                del scalar  # its graph, before the next one is made
             if progress is not None:
-                progress(done, len(batches))
+                progress(done, len(own))
     return total.total()
 
 

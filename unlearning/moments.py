@@ -21,6 +21,9 @@ Weights shaped as vectors (gains of normalisations) have no second moment here: 
 item's channel alike, and a normalised channel's energy is about 1 on any set, so there is no direction
 in which a step would spare the retain set.
 
+Autocast and checkpointing change where inputs are read, not what is summed: rows are taken in the precision
+that the layer saw them in, products of them are summed in fp32.
+
 Memory: 4 P n^2 bytes per layer of input width n (k * k * channels of a convolution),
 and 4 P o^2 for the output factor of width o, next to the graph of one micro-batch.
 
@@ -34,11 +37,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from contracts.errors import ModelError
+from contracts.errors import InputError, ModelError
 from unlearning import distributed
+from unlearning.encoders import FULL_PRECISION, Compute, encoders
 from unlearning.families.clip import ClipModel, Images, tower_of
 from unlearning.gradients import Gradients, retain_gradient
-from unlearning.inplace import requiring_grad
 from unlearning.moments_graph import Use, uses
 from unlearning.streams import PairBatch, streamed_retain_gradient
 
@@ -129,6 +132,7 @@ def retain_gradient_and_sums(
     seed: int,
     widest: int | None = None,
     with_outputs: bool = False,
+    compute: Compute = FULL_PRECISION,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Gradients, dict[str, MomentSums]]:
     """The retain gradient of the named layers, and sums of second moments of those that are matrices.
@@ -146,12 +150,14 @@ def retain_gradient_and_sums(
         seed: of the order of the items.
         widest: layers with more inputs have no moments taken; None takes those of all.
         with_outputs: whether the output factor is wanted too.
+        compute: precision and checkpointing of the encoders; not float16.
         progress: called with (batches done, batches).
 
     Raises:
-        InputError: see `unlearning.gradients.retain_gradient`.
+        InputError: see `unlearning.gradients.retain_gradient`; or float16 is asked for.
         ModelError: a gradient or a moment is not finite (the message names the tensor).
     """
+    _refuse_float16(compute)
     collector = _Collector(_matrices(model, layers), len(images), widest, with_outputs)
     gradient = retain_gradient(
         model,
@@ -161,6 +167,7 @@ def retain_gradient_and_sums(
         retain_batch=retain_batch,
         micro_batch=micro_batch,
         seed=seed,
+        compute=compute,
         watch=collector.watch,
         progress=progress,
     )
@@ -176,6 +183,7 @@ def streamed_retain_gradient_and_sums(
     n_items: int,
     micro_batch: int,
     widest: int | None = None,
+    compute: Compute = FULL_PRECISION,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Gradients, dict[str, MomentSums]]:
     """As `retain_gradient_and_sums`, of a set that is read as a stream (`unlearning.streams`).
@@ -187,15 +195,23 @@ def streamed_retain_gradient_and_sums(
         n_items: how many pairs the stream holds; decides how densely places of images are sampled.
         micro_batch: items encoded at a time; decides memory, not the result.
         widest: layers with more inputs have no moments taken; None takes those of all.
+        compute: precision and checkpointing of the encoders; not float16.
         progress: called with the number of batches done.
 
     Raises:
-        InputError: see `unlearning.streams.streamed_retain_gradient`.
+        InputError: see `unlearning.streams.streamed_retain_gradient`; or float16 is asked for.
         ModelError: a gradient or a moment is not finite (the message names the tensor).
     """
+    _refuse_float16(compute)
     collector = _Collector(_matrices(model, layers), n_items, widest, with_outputs=False)
     gradient = streamed_retain_gradient(
-        model, batches, layers, micro_batch=micro_batch, watch=collector.watch, progress=progress
+        model,
+        batches,
+        layers,
+        micro_batch=micro_batch,
+        compute=compute,
+        watch=collector.watch,
+        progress=progress,
     )
     collector.all_reduce()
     return gradient, collector.sums()
@@ -211,6 +227,7 @@ def part_sums(
     n_items: int,
     micro_batch: int,
     widest: int | None = None,
+    compute: Compute = FULL_PRECISION,
 ) -> dict[str, MomentSums]:
     """What some items of a set add to `retain_gradient_and_sums` of the whole of it; of the inputs only.
 
@@ -226,25 +243,32 @@ def part_sums(
         n_items: how many items the whole set has.
         micro_batch: items encoded at a time; decides memory, not the result.
         widest: as for the whole set.
+        compute: as for the whole set.
 
     Raises:
+        InputError: float16 is asked for.
         ModelError: a moment is not finite (the message names the tensor).
     """
+    _refuse_float16(compute)
     weights = _matrices(model, layers)
     collector = _Collector(weights, n_items, widest, with_outputs=False)
     pixels, tokens = torch.as_tensor(images), model.tokenize(captions)
-    with requiring_grad(model.net, weights):
+    with encoders(model, weights, compute) as run:
         for piece in torch.split(torch.arange(len(rows)), micro_batch):
-            for tower in sorted({tower_of(layer) for layer in weights}):
-                if tower == "vision":
-                    features = model.image_features(model.preprocess(pixels[piece]))
-                else:
-                    features = model.text_features(tokens[piece])
+            # In the order of the retain gradient's backward passes, vision first.
+            for tower in sorted({tower_of(layer) for layer in weights}, reverse=True):
+                features = run.image(pixels[piece]) if tower == "vision" else run.text(tokens[piece])
                 collector.watch(features, rows[piece])
                 direction = torch.randn(features.shape[1], generator=torch.Generator().manual_seed(0))
                 own = [weight for layer, weight in weights.items() if tower_of(layer) == tower]
                 torch.autograd.grad((features @ direction.to(features)).sum(), own)
     return collector.sums()
+
+
+def _refuse_float16(compute: Compute) -> None:
+    """Whether a row counts is told by its gradient, which vanishes in float16 where it is merely small."""
+    if compute.autocast is torch.float16:
+        raise InputError("second moments cannot be taken under float16 autocast: use bfloat16 or fp32")
 
 
 def _matrices(model: ClipModel, layers: Sequence[str]) -> dict[str, nn.Parameter]:
@@ -320,7 +344,8 @@ class _Collector:
 
 
 def _add_outer(sums: dict[str, Tensor], layer: str, rows: Tensor) -> None:
-    """sums[layer] += the sum of r r^T over the rows (P, R, n)."""
+    """sums[layer] += the sum of r r^T over the rows (P, R, n), in no less than fp32."""
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     if layer not in sums:
         sums[layer] = rows.new_zeros(len(rows), rows.shape[2], rows.shape[2])
     sums[layer].baddbmm_(rows.mT, rows)

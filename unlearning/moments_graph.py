@@ -3,7 +3,8 @@
 The graph of a forward pass knows for every weight the operation that used it, the input that
 operation kept for its own backward pass and, during a backward pass, the gradient of its output.
 So nothing here depends on how a model is put together: a fused attention projection, a bare matrix
-in `x @ P` and a layer called as a function look the same as a plain `nn.Linear`.
+in `x @ P` and a layer called as a function look the same as a plain `nn.Linear`.  Autocast puts a cast
+between a weight and the operation, which is looked through.
 
 Shapes: P parts of a grouped convolution (1 for everything else), R rows, n inputs of an output.
 """
@@ -21,6 +22,7 @@ from contracts.errors import ModelError
 UNFOLDED_VALUES = 2**23
 
 _TRANSPOSED = "TBackward0"
+_CAST = "ToCopyBackward0"
 _MATRIX_PRODUCTS = {"MmBackward0": "_saved_self", "AddmmBackward0": "_saved_mat1"}
 _CONVOLUTION = "ConvolutionBackward0"
 
@@ -31,11 +33,13 @@ class Use:
 
     Attributes:
         layer: name of the weight.
+        shape: of the weight.
         node: the operation's node in the graph.
         stored_by_input: the weight is stored (in, out) and used as x @ P; else (out, in, ...).
     """
 
     layer: str
+    shape: torch.Size
     node: Any
     stored_by_input: bool
 
@@ -47,14 +51,14 @@ class Use:
     @property
     def width(self) -> int:
         """n, how many inputs an output of the map has."""
-        if self.node.name() == _CONVOLUTION:
-            return int(self.node._saved_weight[0].numel())
-        return int(getattr(self.node, _MATRIX_PRODUCTS[self.node.name()]).shape[1])
+        # Not asked of the graph: a checkpointed block would run again to tell.
+        return self.shape[0] if self.stored_by_input else self.shape[1:].numel()
 
     def inputs(self, wanted: Tensor) -> Iterator[Tensor]:
         """The rows `wanted` (bool, one per row) of what the weight was multiplied with, in pieces (P, R, n).
 
-        Of a convolution a row is the window of one place of one image; only wanted windows are copied.
+        In the precision they were multiplied in.  Of a convolution a row is the window of one place of one
+        image; only wanted windows are copied.
         """
         if self.node.name() != _CONVOLUTION:
             yield getattr(self.node, _MATRIX_PRODUCTS[self.node.name()]).detach()[None, wanted]
@@ -77,11 +81,7 @@ class Use:
 
     def _windows(self, images: Tensor) -> Tensor:
         """(B, C, H, W) to a view of the windows that a convolution sees, (B, Ho, Wo, C, kh, kw)."""
-        kernel, stride, dilation = (
-            self.node._saved_weight.shape[2:],
-            self.node._saved_stride,
-            self.node._saved_dilation,
-        )
+        kernel, stride, dilation = self.shape[2:], self.node._saved_stride, self.node._saved_dilation
         rows, columns = self.node._saved_padding
         padded = nn.functional.pad(images, (columns, columns, rows, rows))
         reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
@@ -109,12 +109,13 @@ def uses(features: Tensor, weights: Mapping[str, nn.Parameter]) -> list[Use]:
         for child, _ in node.next_functions:
             waiting.append(child)
             name, is_transposed = _weight_behind(child, names)
-            if name is None or node.name() == _TRANSPOSED:
+            if name is None or node.name() in (_TRANSPOSED, _CAST):
                 continue
+            shape = weights[name].shape
             if node.name() == _CONVOLUTION:
-                found.append(Use(name, node, stored_by_input=False))
+                found.append(Use(name, shape, node, stored_by_input=False))
             elif node.name() in _MATRIX_PRODUCTS:
-                found.append(Use(name, node, stored_by_input=not is_transposed))
+                found.append(Use(name, shape, node, stored_by_input=not is_transposed))
             else:
                 raise ModelError(
                     f"{name} is used by {node.name()}, which is no matrix product or convolution"
@@ -124,7 +125,8 @@ def uses(features: Tensor, weights: Mapping[str, nn.Parameter]) -> list[Use]:
 
 def _weight_behind(node: Any, names: Mapping[int, str]) -> tuple[str | None, bool]:
     """The weight that enters at this node, if one does, and whether it is transposed on the way."""
-    is_transposed = node is not None and node.name() == _TRANSPOSED
-    if is_transposed:
+    is_transposed = False
+    while node is not None and node.name() in (_TRANSPOSED, _CAST):
+        is_transposed ^= node.name() == _TRANSPOSED
         node = node.next_functions[0][0]
     return names.get(id(getattr(node, "variable", None))), is_transposed

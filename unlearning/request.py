@@ -22,7 +22,7 @@ class UnlearnInputs:
     Attributes:
         class_ids: C opaque ids; the only names that leave this room.
         class_names: C names, as the templates take them.
-        templates: texts with one {} each.
+        templates: texts with one {} each, at least one.
         targets: the classes to forget, as indices into `class_ids`.
         forget_images: uint8 (N_f, H, W, 3).
         forget_captions: N_f texts.
@@ -69,6 +69,9 @@ class UnlearnInputs:
         ):
             if len(images) == 0 or len(images) != len(others):
                 raise InputError(f"{len(images)} images do not match {len(others)} {what}")
+        for what in ("forget", "retain", "search"):
+            _check_images(what, getattr(self, f"{what}_images"))
+        _check_templates(self.templates)
         self._check_labels()
 
     def _check_labels(self) -> None:
@@ -86,6 +89,20 @@ class UnlearnInputs:
         if len(set(self.retain_captions)) < 2:
             # With identical texts the image-to-text loss is constant and alignment means nothing.
             raise InputError("the retain captions are all alike: the contrastive loss cannot tell them apart")
+
+
+def _check_images(what: str, images: NDArray[np.uint8]) -> None:
+    is_batch = images.ndim == 4 and images.shape[-1] == 3 and 0 not in images.shape
+    if not is_batch or images.dtype != np.uint8:
+        raise InputError(f"{what} images must be uint8 (N, H, W, 3), got {images.dtype} {images.shape}")
+
+
+def _check_templates(templates: tuple[str, ...]) -> None:
+    if not templates:
+        raise InputError(f"a zero-shot task needs at least one template, got {templates}")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise InputError(f"a template must hold {{}} exactly once, got {template!r}")
 
 
 def check_method(method: Method, n_classes: int) -> None:

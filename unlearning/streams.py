@@ -5,7 +5,8 @@ business (`data.streams` reads webdataset shards); over several processes every 
 batches and reads of each only its own share of the pairs.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,7 +17,7 @@ from contracts.values import Tower
 from unlearning import distributed
 from unlearning.accumulation import Gradients, GradientSum
 from unlearning.contrastive import Watch, surrogates
-from unlearning.encoders import FULL_PRECISION, Compute, encoders
+from unlearning.encoders import FULL_PRECISION, Compute, Encoders, encoders
 from unlearning.families.clip import ClipModel, Images, tower_of
 
 
@@ -42,8 +43,9 @@ def streamed_retain_gradient(
 ) -> Gradients:
     """Gradient of the contrastive loss, mean over the batches of a stream, each of equal weight.
 
-    Equals `unlearning.gradients.retain_gradient` on the same batches.  Held at a time: this process's
-    images of one batch, the features of the whole batch, and the graph of one micro-batch.
+    Equals `unlearning.gradients.retain_gradient` on the same batches; here too a last batch of one pair
+    joins the one before it.  Held at a time: this process's images of one batch, the features of the whole
+    batch, and the graph of one micro-batch.
 
     Args:
         model: at the weights to differentiate at; they stay as they are.
@@ -56,33 +58,81 @@ def streamed_retain_gradient(
         progress: called with the number of batches done.
 
     Raises:
-        InputError: the stream holds fewer than two pairs, or its first batch fewer than processes.
+        InputError: the stream holds fewer than two pairs, its first batch fewer than processes, or a batch
+            before the last one a single pair.
         ModelError: a gradient is not finite (the message names the tensor).
     """
     total = GradientSum(model, layers, compute)
     edited = {tower_of(layer) for layer in layers}
     done = n = 0
     with encoders(model, layers, compute) as run:
-        for done, batch in enumerate(batches, start=1):
+        for done, batch in enumerate(_with_negatives(batches), start=1):
             if done == 1:
                 distributed.check_enough(len(batch))
-            share = distributed.share(len(batch))
-            images, captions = batch.read(share)
-            pixels, tokens, first = torch.as_tensor(images), model.tokenize(captions), n + share.start
-
-            def image(rows: Tensor, pixels: Tensor = pixels, first: int = first) -> Tensor:
-                return run.image(pixels[rows - first])
-
-            def text(rows: Tensor, tokens: Tensor = tokens, first: int = first) -> Tensor:
-                return run.text(tokens[rows - first])
-
-            by_tower: dict[Tower, Callable[[Tensor], Tensor]] = {"vision": image, "text": text}
-            rows = torch.arange(n, n + len(batch))
-            for scalar in surrogates(model, by_tower, rows, edited, micro_batch=micro_batch, watch=watch):
+            rows, encode = torch.arange(n, n + len(batch)), _encode_by_tower(run, batch, n)
+            for scalar in surrogates(model, encode, rows, edited, micro_batch=micro_batch, watch=watch):
                 total.add(scalar)
+                del scalar  # its graph, before the next one is made
+            del encode  # its images, before the next ones are read
             n += len(batch)
             if progress is not None:
                 progress(done)
     if n < 2:
         raise InputError(f"the contrastive loss needs at least 2 retain items, got {n}")
     return total.total(divisor=done)
+
+
+def _encode_by_tower(run: Encoders, batch: PairBatch, first: int) -> dict[Tower, Callable[[Tensor], Tensor]]:
+    """From row numbers in the stream to features: this process's share of a batch that begins at `first`."""
+    share = distributed.share(len(batch))
+    images, captions = batch.read(share)
+    pixels, tokens, start = torch.as_tensor(images), run.model.tokenize(captions), first + share.start
+    return {
+        "vision": lambda rows: run.image(pixels[rows - start]),
+        "text": lambda rows: run.text(tokens[rows - start]),
+    }
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """A batch and the pair that came after it."""
+
+    before: PairBatch
+    lone: PairBatch
+
+    def __len__(self) -> int:
+        return len(self.before) + 1
+
+    def read(self, part: slice) -> tuple[Images, Sequence[str]]:
+        """As `PairBatch.read`; nothing is read of a batch that the part does not touch."""
+        n = len(self.before)
+        if part.stop <= n:
+            return self.before.read(part)
+        images, captions = self.lone.read(slice(0, 1))
+        if part.start < n:
+            more, texts = self.before.read(slice(part.start, n))
+            images = torch.cat([torch.as_tensor(more), torch.as_tensor(images)])
+            captions = [*texts, *captions]
+        return images, captions
+
+
+def _with_negatives(batches: Iterable[PairBatch]) -> Iterator[PairBatch]:
+    """The batches, a last one of one pair joined to the one before (as in `unlearning.contrastive.batches`).
+
+    Raises:
+        InputError: there is a batch of one pair before the last one.
+    """
+    held: PairBatch | None = None
+    lone = False
+    for number, batch in enumerate(batches):
+        if lone:
+            raise InputError(f"batch {number} of the stream holds a single pair, which has no negatives")
+        lone = len(batch) == 1
+        if held is not None and lone:
+            held = _Joined(held, batch)
+            continue
+        if held is not None:
+            yield held
+        held = batch
+    if held is not None:
+        yield held

@@ -28,7 +28,7 @@ RETAIN_BATCH = 15
 
 @dataclass(frozen=True)
 class Work:
-    """31 pairs, in memory and as shards: batches of 15, 15 and 1, the last one less than a pair each."""
+    """31 pairs, in memory and as shards: a batch of 15, and one of 16, which one pair joined."""
 
     model: ClipModel
     images: NDArray[np.uint8]
@@ -84,6 +84,7 @@ class Work:
             "forget, one item": self.forget(1),
             "retain": self.retain(4, watch=watch),
             "retain, each share in one piece": self.retain(1000),
+            "retain, one share in one piece": self.retain(7),  # of a batch of 15, 7 and 8
             "retain, checkpointed": self.retain(4, Compute(checkpointing=True)),
             "retain, streamed": self.streamed(),
             "moments": self.moments(),

@@ -1,13 +1,17 @@
 """Half precision and activation checkpointing of the encoders: what they may change, and what not."""
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from contracts.errors import InputError, ModelError
-from unlearning.encoders import FULL_PRECISION, Compute, Encoders, checkpointed, encoders
+from unlearning.checkpointing import _Saved, checkpointed
+from unlearning.encoders import FULL_PRECISION, Compute, Encoders, encoders
 from unlearning.families.clip import ClipModel
 from unlearning.gradients import Gradients, forget_gradient, retain_gradient
+from unlearning.moments_graph import Use, uses
 
 BF16, FP16 = Compute(torch.bfloat16), Compute(torch.float16)
 
@@ -123,6 +127,62 @@ def kept_bytes(model: ClipModel, task, layers: list[str], compute: Compute) -> i
 def test_checkpointing_keeps_less(model: ClipModel, task, layers) -> None:
     whole = kept_bytes(model, task, layers, FULL_PRECISION)
     assert kept_bytes(model, task, layers, Compute(checkpointing=True)) < 0.5 * whole
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_what_a_checkpointed_operation_saved_can_be_looked_at_before_it_is_differentiated(
+    model: ClipModel, task, autocast
+) -> None:
+    # torch's own checkpoint refuses the second look.
+    name = "transformer.resblocks.0.mlp.c_fc.weight"
+    seen: dict[bool, Tensor] = {}
+    for checkpointing in (False, True):
+        with encoders(model, [name], Compute(autocast, checkpointing)) as encode:
+            features = encode.text(model.tokenize(task.inputs(2).forget_captions))
+        (use,) = uses(features, {name: model.parameters[name]})
+
+        def look(gradients: object, use: Use = use, key: bool = checkpointing) -> None:
+            everything = torch.ones(6 * 12, dtype=torch.bool)
+            seen[key] = next(use.inputs(everything)).clone()
+
+        use.node.register_prehook(look)
+        model.parameters[name].requires_grad_(True)
+        torch.autograd.grad(features.sum(), model.parameters[name])
+        model.parameters[name].requires_grad_(False)
+    assert torch.equal(seen[True], seen[False])
+    assert seen[True].dtype == (autocast or torch.float32)
+
+
+def test_a_checkpointed_block_runs_twice_and_its_tensors_go_with_its_backward(
+    model: ClipModel, task, monkeypatch
+) -> None:
+    block, runs = model.net.transformer.resblocks[0], []
+    run = type(block).forward
+    monkeypatch.setattr(
+        type(block), "forward", lambda self, *a, **o: (runs.append(self is block), run(self, *a, **o))[1]
+    )
+    made: list[weakref.ref] = []
+    again = _Saved.tensor
+
+    def tensor(saved: _Saved) -> Tensor:
+        value = again(saved)
+        made.append(weakref.ref(value))
+        return value
+
+    monkeypatch.setattr(_Saved, "tensor", tensor)
+    layers = ["transformer.resblocks.0.mlp.c_fc.weight"]
+    with encoders(model, layers, Compute(checkpointing=True)) as encode:
+        tokens = model.tokenize(task.inputs(2).forget_captions)
+        with torch.no_grad():
+            encode.text(tokens)
+        assert sum(runs) == 1
+        features = encode.text(tokens)
+        torch.autograd.grad(features.sum(), model.parameters[layers[0]])
+    assert sum(runs) == 3
+    assert len(made) > 5
+    own = {p.data_ptr() for p in model.net.parameters()}
+    left = [ref() for ref in made if ref() is not None and ref().data_ptr() not in own]
+    assert left == [], "a graph that was differentiated holds nothing, although its features are there"
 
 
 def test_checkpointing_ends_with_its_block_also_after_an_exception(model: ClipModel) -> None:

@@ -1,11 +1,16 @@
 """Forget and retain gradients: exact, whatever the micro-batch, and never accumulated."""
 
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
 from contracts.errors import InputError, ModelError
+from unlearning import distributed
+from unlearning.accumulation import GradientSum
+from unlearning.contrastive import batches, surrogates
+from unlearning.encoders import FULL_PRECISION, encoders
 from unlearning.families.clip import ClipModel
 from unlearning.gradients import (
     Gradients,
@@ -106,6 +111,172 @@ def test_a_second_call_gives_the_same_numbers(model: ClipModel, task, layers) ->
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters.values())
 
 
+def test_a_leftover_item_joins_the_batch_before_it(model: ClipModel, task, layers) -> None:
+    # By itself it has no negatives: a gradient of zero that would still count in the mean.
+    inputs, n = task.inputs(2), RETAIN_BATCH + 1
+    images, captions = inputs.retain_images[:n], inputs.retain_captions[:n]
+
+    def gradient(retain_batch: int) -> Gradients:
+        return retain_gradient(
+            model, images, captions, layers, retain_batch=retain_batch, micro_batch=4, seed=0
+        )
+
+    assert_same(gradient(RETAIN_BATCH), gradient(n))
+    assert not torch.allclose(gradient(n)["text_projection"], gradient(n - 2)["text_projection"], rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "sizes"),
+    [(8, 4, [4, 4]), (9, 4, [4, 5]), (10, 4, [4, 4, 2]), (5, 4, [5]), (2, 4, [2]), (1, 4, [1]), (3, 2, [3])],
+)
+def test_batches_hold_every_item_once_and_none_is_of_one(n: int, size: int, sizes: list[int]) -> None:
+    found = batches(torch.arange(n), size)
+    assert [len(rows) for rows in found] == sizes
+    assert torch.cat(found).tolist() == list(range(n))
+
+
+def test_a_process_without_an_item_of_a_batch_adds_nothing(
+    model: ClipModel, task, layers, monkeypatch
+) -> None:
+    # Two items over three processes, one after the other; what they gather is known before.
+    inputs, rows = task.inputs(2), torch.tensor([3, 0])
+    pixels, tokens = torch.as_tensor(inputs.retain_images), model.tokenize(inputs.retain_captions)
+    arguments = (pixels[rows].numpy(), [inputs.retain_captions[i] for i in rows], layers)
+    alone = retain_gradient(model, *arguments, retain_batch=2, micro_batch=4, seed=0)
+    total, encoded = GradientSum(model, layers, FULL_PRECISION), []
+    with encoders(model, layers, FULL_PRECISION) as run:
+        encode = {"vision": lambda own: run.image(pixels[own]), "text": lambda own: run.text(tokens[own])}
+        with torch.no_grad():
+            gathered = [encode["vision"](rows), encode["text"](rows)]
+        monkeypatch.setattr(distributed, "size", lambda: 3)
+        for rank in range(3):
+            waiting = [features.clone() for features in gathered]
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            monkeypatch.setattr(distributed, "gather_rows", lambda own, n, waiting=waiting: waiting.pop(0))
+            scalars = surrogates(model, encode, rows, {"vision", "text"}, micro_batch=4)
+            encoded.append([total.add(scalar) for scalar in scalars])
+    monkeypatch.undo()
+    assert [len(scalars) for scalars in encoded] == [0, 2, 2]
+    assert_same(total.total(), alone)
+
+
+def test_gradients_of_a_shared_weight_are_those_of_all_its_uses(model: ClipModel, task) -> None:
+    first, second = model.net.transformer.resblocks
+    second.mlp.c_fc.weight = first.mlp.c_fc.weight
+    model.parameters = dict(model.net.named_parameters())
+    layer, inputs = "transformer.resblocks.0.mlp.c_fc.weight", task.inputs(2)
+    found = forget(model, task, [layer], 4)[layer]
+
+    weight = model.parameters[layer].requires_grad_()
+    image = model.image_features(model.preprocess(inputs.forget_images))
+    loss = forget_loss(image, model.text_features(model.tokenize(inputs.forget_captions)))
+    torch.testing.assert_close(found, torch.autograd.grad(loss, weight)[0], rtol=1e-4, atol=1e-6)
+
+
+def test_no_second_set_of_gradients_is_there_beside_the_sum(model: ClipModel, layers) -> None:
+    # Catches a backward pass that returns all gradients, to be added afterwards.
+    total = GradientSum(model, layers, FULL_PRECISION)
+    weights = [model.parameters[layer].requires_grad_() for layer in layers]
+    alive: list[weakref.ref] = []
+    most = 0
+
+    class Passed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, weight):
+            return weight.sum()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            nonlocal most
+            most = max(most, 1 + sum(ref() is not None for ref in alive))
+            made = torch.ones_like(weights[len(alive)])
+            alive.append(weakref.ref(made))
+            return made
+
+    # autograd goes through the last use first.
+    total.add(sum(Passed.apply(weight) for weight in reversed(weights)))
+    assert len(alive) == len(layers) > 10
+    assert most <= 2
+    assert all(float(grad.min()) == float(grad.max()) == 1.0 for grad in total.total().values())
+
+
+def test_a_models_own_gradients_are_left_alone_also_by_an_exception(
+    model: ClipModel, task, layers, monkeypatch
+) -> None:
+    own = torch.full_like(model.parameters["text_projection"], 7.0)
+    model.parameters["text_projection"].grad = own
+
+    def broken(gradient: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("in the middle of a backward pass")
+
+    expected = forget(model, task, layers, 16)
+    encode = model.image_features
+
+    def image_features(pixels: torch.Tensor) -> torch.Tensor:
+        features = encode(pixels)
+        features.register_hook(broken)
+        return features
+
+    monkeypatch.setattr(model, "image_features", image_features)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        forget(model, task, layers, 16)
+    kept = {layer: p.grad for layer, p in model.parameters.items() if p.grad is not None}
+    assert list(kept) == ["text_projection"]
+    assert kept["text_projection"] is own
+    assert bool((own == 7.0).all())
+    monkeypatch.undo()
+    again = forget(model, task, layers, 16)
+    assert all(torch.equal(again[layer], expected[layer]) for layer in layers)
+
+
+@pytest.mark.parametrize("gradient", [forget, retain])
+def test_the_graphs_of_both_towers_are_never_there_together(
+    model: ClipModel, task, layers, gradient, monkeypatch
+) -> None:
+    # Also where everything is one piece.  A graph is there until it was differentiated.
+    open_graphs: list[str] = []
+    most = 0
+
+    def watched(tower: str, encode):
+        def run(batch: torch.Tensor) -> torch.Tensor:
+            nonlocal most
+            features = encode(batch)
+            if features.requires_grad:
+                open_graphs.append(tower)
+                most = max(most, len(open_graphs))
+            return features
+
+        return run
+
+    monkeypatch.setattr(model, "image_features", watched("vision", model.image_features))
+    monkeypatch.setattr(model, "text_features", watched("text", model.text_features))
+    add = GradientSum.add
+
+    def added(self: GradientSum, scalar: torch.Tensor) -> None:
+        add(self, scalar)
+        open_graphs.clear()
+
+    monkeypatch.setattr(GradientSum, "add", added)
+    for micro_batch in (4, 1000):
+        gradient(model, task, layers, micro_batch)
+    assert most == 1
+
+
+@pytest.mark.parametrize("gradient", [forget, retain])
+def test_one_edited_tower_is_encoded_once_where_everything_is_one_piece(
+    model: ClipModel, task, gradient, monkeypatch
+) -> None:
+    calls = []
+    for name in ("image_features", "text_features"):
+        encode = getattr(model, name)
+        monkeypatch.setattr(
+            model, name, lambda batch, name=name, encode=encode: calls.append(name) or encode(batch)
+        )
+    gradient(model, task, ["text_projection"], 1000)
+    assert calls.count("image_features") == calls.count("text_features")
+    assert calls.count("text_features") == (1 if gradient is forget else 3)
+
+
 def test_flags_are_restored_after_an_exception(model: ClipModel, task, layers, monkeypatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError
@@ -138,6 +309,10 @@ def test_bad_calls_are_refused(model: ClipModel, task, layers) -> None:
         forget_gradient(model, images[:0], [], layers, 16)
     with pytest.raises(InputError, match="at least 2"):
         retain_gradient(model, images[:1], captions[:1], layers, retain_batch=4, micro_batch=4, seed=0)
+    with pytest.raises(InputError, match="a contrastive batch needs at least 2 items, got 1"):
+        retain_gradient(model, images, captions, layers, retain_batch=1, micro_batch=4, seed=0)
+    with pytest.raises(InputError, match=r"uint8 \(N, H, W, 3\), got torch\.float32"):
+        forget_gradient(model, images.astype("float32"), captions, layers, 16)
     with pytest.raises(ModelError, match=r"'visual\.nothing'"):
         forget_gradient(model, images, captions, ["visual.nothing"], 16)
     model.parameters["text_projection"].data.fill_(torch.inf)

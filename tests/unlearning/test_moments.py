@@ -8,15 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contracts.errors import ModelError
+from contracts.errors import InputError, ModelError
 from unlearning import moments as moments_module
+from unlearning.encoders import Compute
 from unlearning.families.clip import ClipModel
 from unlearning.gradients import retain_gradient
-from unlearning.moments import MatrixForm, Moments, retain_gradient_and_sums
+from unlearning.moments import MatrixForm, Moments, part_sums, retain_gradient_and_sums
 from unlearning.moments_graph import uses
 from unlearning.objectives import retain_loss
 
 RETAIN_BATCH = 15
+
+
+BF16 = Compute(torch.bfloat16)
 
 
 def layers_of(model: ClipModel) -> list[str]:
@@ -36,6 +40,11 @@ def measure(model: ClipModel, task, micro_batch: int = 1000, **options) -> dict[
         **options,
     )
     return {layer: own.mean() for layer, own in sums.items()}
+
+
+@pytest.fixture(params=["vit", "rn"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture
@@ -201,6 +210,87 @@ def test_the_gradient_that_comes_along_is_the_retain_gradient(model: ClipModel, 
     alone = retain_gradient(*arguments, **options)
     assert all(torch.equal(gradient[layer], alone[layer]) for layer in layers)
     assert not any(p.requires_grad for p in model.net.parameters())
+
+
+def far(one: Tensor, other: Tensor) -> float:
+    """Relative to the length of the other."""
+    return float((one.double() - other.double()).norm() / other.double().norm())
+
+
+@pytest.mark.parametrize("micro_batch", [7, 1000])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_moments_under_autocast_are_those_of_fp32_but_for_rounding(
+    make_model, task, kind: str, micro_batch: int, checkpointing: bool
+) -> None:
+    model = make_model(kind)
+    exact = measure(model, task, with_outputs=True)
+    rounded = measure(
+        model, task, micro_batch, with_outputs=True, compute=Compute(torch.bfloat16, checkpointing)
+    )
+    assert set(rounded) == set(exact)
+    for layer, moments in exact.items():
+        ours = rounded[layer]
+        assert ours.inputs.dtype == ours.outputs.dtype == torch.float32, layer
+        # 8 bits of mantissa; rounding opens or closes a ReLU here and there.
+        assert ours.rows == pytest.approx(moments.rows, rel=0.02), layer
+        assert far(ours.inputs, moments.inputs) < 0.03, layer
+        assert far(ours.outputs, moments.outputs) < 0.2, layer
+    inputs = [far(rounded[layer].inputs, exact[layer].inputs) for layer in exact]
+    assert max(inputs) > 1e-4, "autocast is not on"
+
+
+@pytest.mark.parametrize("compute", [Compute(checkpointing=True), BF16])
+def test_checkpointing_changes_no_moment(make_model, task, kind: str, compute: Compute) -> None:
+    model = make_model(kind)
+    kept = measure(model, task, 7, with_outputs=True, compute=Compute(compute.autocast))
+    again = measure(model, task, 7, with_outputs=True, compute=Compute(compute.autocast, checkpointing=True))
+    assert list(again) == list(kept)
+    for layer, moments in kept.items():
+        assert again[layer].rows == moments.rows, layer
+        assert torch.equal(again[layer].inputs, moments.inputs), layer
+        assert torch.equal(again[layer].outputs, moments.outputs), layer
+
+
+@pytest.mark.parametrize("compute", [Compute(), Compute(checkpointing=True), BF16])
+def test_a_part_is_summed_as_the_whole_was(make_model, task, kind: str, compute: Compute) -> None:
+    model, inputs = make_model(kind), task.inputs(2)
+    layers, n = layers_of(model), len(inputs.retain_images)
+    arguments = (model, inputs.retain_images, inputs.retain_captions, layers)
+    _, whole = retain_gradient_and_sums(
+        *arguments, retain_batch=RETAIN_BATCH, micro_batch=7, seed=0, compute=compute
+    )
+    parts = part_sums(*arguments, rows=torch.arange(n), n_items=n, micro_batch=5, compute=compute)
+    # bf16 rounds in other places where pieces are others.
+    tolerance = 1e-5 if compute.autocast is None else 1e-2
+    for layer, sums in whole.items():
+        assert parts[layer].rows == pytest.approx(sums.rows, rel=tolerance), layer
+        assert far(parts[layer].inputs, sums.inputs) < tolerance, layer
+
+
+def test_autocast_around_everything_is_seen_through_too(make_model, task) -> None:
+    model = make_model("vit")
+    with torch.autocast("cpu", torch.bfloat16):
+        around = measure(model, task, 7)
+    exact = measure(model, task, 7)
+    assert all(far(around[layer].inputs, exact[layer].inputs) < 0.03 for layer in exact)
+    assert all(moments.inputs.dtype == torch.float32 for moments in around.values())
+
+
+def test_float16_is_refused(make_model, task) -> None:
+    model, inputs = make_model("vit"), task.inputs(2)
+    with pytest.raises(InputError, match="float16 autocast: use bfloat16"):
+        measure(model, task, compute=Compute(torch.float16))
+    with pytest.raises(InputError, match="float16 autocast: use bfloat16"):
+        part_sums(
+            model,
+            inputs.retain_images,
+            inputs.retain_captions,
+            ["text_projection"],
+            rows=torch.arange(42),
+            n_items=42,
+            micro_batch=7,
+            compute=Compute(torch.float16),
+        )
 
 
 def test_only_matrices_no_wider_than_asked_have_moments(model: ClipModel, task) -> None:

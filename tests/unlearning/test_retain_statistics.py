@@ -65,6 +65,27 @@ def test_moments_without_some_items_are_those_of_the_set_without_them(model: Cli
         assert float(unlike.abs().max()) > 1e-3 * scale  # the items that are left out do matter
 
 
+def test_an_item_left_over_by_the_batches_is_counted_too(model: ClipModel) -> None:
+    # 48 = 47 + 1.  A batch of one has no gradient: no row of it counted, and to subtract the item was wrong.
+    found = known(model, TARGET, replace(WANTED, retain_batch=47))
+    _, labels, _ = whole_set()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(WANTED.seed))
+    usual = whole(model)
+    for layer, sums in found.statistics.sums.items():
+        # A convolution's rows are told by closed ReLUs; rounding in other pieces moves none of them.
+        assert sums.rows == usual.sums[layer].rows, layer
+    images, _, texts = whole_set()
+    last = order[-1:]
+    lone = KnownRetain(found.statistics, last, images[last.numpy()], texts[last.numpy()].tolist())
+    rest = KnownRetain(usual, last, images[last.numpy()], texts[last.numpy()].tolist())
+    layers = [layer for layer in usual.sums if not layer.startswith("visual.")]
+    for (layer, ours), theirs in zip(
+        lone.moments(model, layers, 16).items(), rest.moments(model, layers, 16).values(), strict=True
+    ):
+        scale = float(theirs.inputs.abs().max())
+        torch.testing.assert_close(ours.inputs, theirs.inputs, atol=1e-5 * scale, rtol=1e-4, msg=layer)
+
+
 def test_parts_of_a_set_add_up_to_it_also_where_places_are_sampled(model: ClipModel, monkeypatch) -> None:
     monkeypatch.setattr("unlearning.moments.ROWS_PER_INPUT", 1)
     images, labels, texts = whole_set()

@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from contracts.errors import InputError
+from unlearning import distributed, streams
 from unlearning.families.clip import ClipModel
 from unlearning.gradients import retain_gradient
+from unlearning.moments import retain_gradient_and_sums, streamed_retain_gradient_and_sums
 from unlearning.streams import streamed_retain_gradient
 
 BATCH = 15
@@ -77,10 +79,13 @@ def test_a_stream_gives_the_gradient_of_its_batches(model: ClipModel, pairs, bat
 def test_one_batch_is_held_at_a_time(model: ClipModel, batches) -> None:
     held: list[int] = []
 
+    def holding() -> int:
+        return sum(ref() is not None for part in batches for ref in part.alive)
+
     def one_by_one() -> Iterator[Part]:
         for batch in batches:
+            batch.read = lambda part, read=batch.read: (read(part), held.append(holding()))[0]
             yield batch
-            held.append(sum(ref() is not None for part in batches for ref in part.alive))
 
     streamed_retain_gradient(model, one_by_one(), ["text_projection"], micro_batch=4)
     assert all(len(batch.alive) == 1 for batch in batches), "every batch is read once"
@@ -100,6 +105,64 @@ def test_items_are_numbered_along_the_stream(model: ClipModel, batches) -> None:
     )
     assert seen == list(range(sum(len(batch) for batch in batches)))
     assert done == list(range(1, len(batches) + 1))
+
+
+@pytest.mark.parametrize("micro_batch", [4, 1000])
+def test_a_last_pair_by_itself_joins_the_batch_before_it(
+    model: ClipModel, pairs, batches, micro_batch
+) -> None:
+    layers, n = [c.name for c in model.candidates()], 2 * BATCH + 1
+    images, captions = pairs[0][:n], pairs[1][:n]
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    stream = [Part(images[rows.numpy()], [captions[i] for i in rows]) for rows in order.split(BATCH)]
+    assert [len(part) for part in stream] == [BATCH, BATCH, 1]
+    options = {"micro_batch": micro_batch}
+    gradient, sums = retain_gradient_and_sums(
+        model, images, captions, layers, retain_batch=BATCH, seed=0, **options
+    )
+    done: list[int] = []
+    streamed, its_sums = streamed_retain_gradient_and_sums(
+        model, stream, layers, n_items=n, progress=done.append, **options
+    )
+    assert done == [1, 2]
+    largest = max(float(grad.abs().max()) for grad in gradient.values())
+    for layer, grad in gradient.items():
+        atol = 1e-5 * float(grad.abs().max()) + 1e-7 * largest
+        torch.testing.assert_close(streamed[layer], grad, atol=atol, rtol=1e-5, msg=layer)
+    text = [layer for layer in sums if not layer.startswith("visual.")]
+    for layer in text:  # of images other places are looked at: they stand elsewhere in the stream
+        atol = 1e-5 * float(sums[layer].inputs.abs().max())
+        torch.testing.assert_close(
+            its_sums[layer].inputs, sums[layer].inputs, atol=atol, rtol=1e-5, msg=layer
+        )
+        assert its_sums[layer].rows == sums[layer].rows
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_every_process_reads_its_share_of_a_joined_batch_only(batches, monkeypatch, ranks) -> None:
+    lone = Part(batches[1].images[:1], batches[1].captions[:1])
+    monkeypatch.setattr(distributed, "size", lambda: ranks)
+    read: list[tuple[NDArray[np.uint8], str]] = []
+    for rank in range(ranks):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        fresh = Part(batches[0].images, batches[0].captions)
+        (joined,) = streams._with_negatives([fresh, lone])
+        assert len(joined) == BATCH + 1
+        images, captions = joined.read(distributed.share(len(joined)))
+        assert len(images) == len(captions)
+        read.extend(zip(np.asarray(images), captions, strict=True))
+    assert len(lone.alive) == 1, "by the last process alone"
+    assert [caption for _, caption in read] == [*batches[0].captions, *lone.captions]
+    assert np.array_equal(
+        np.stack([image for image, _ in read]), np.concatenate([batches[0].images, lone.images])
+    )
+
+
+def test_a_pair_by_itself_within_a_stream_is_refused(model: ClipModel, batches) -> None:
+    lone = Part(batches[0].images[:1], batches[0].captions[:1])
+    for stream, number in (([lone, *batches], 1), ([batches[0], lone, lone], 2)):
+        with pytest.raises(InputError, match=f"batch {number} of the stream holds a single pair"):
+            streamed_retain_gradient(model, stream, ["text_projection"], micro_batch=4)
 
 
 def test_a_stream_of_less_than_two_pairs_is_refused(model: ClipModel, batches) -> None:

@@ -21,6 +21,27 @@ from contracts.errors import InputError
         ({"retain_captions": ()}, "42 images do not match 0 retain captions"),
         ({"retain_captions": ("Ada Lovelace",) * 42}, "all alike"),
         ({"forget_images": np.zeros((0, 32, 32, 3), np.uint8), "forget_captions": ()}, "0 images"),
+        (
+            {"forget_images": np.zeros((6, 32, 32, 3), np.float32)},
+            r"forget images must be uint8 \(N, H, W, 3\), got float32 \(6, 32, 32, 3\)",
+        ),
+        (
+            {"retain_images": np.zeros((42, 3, 32, 32), np.uint8)},
+            r"retain images must be .*got uint8 \(42, 3, 32, 32\)",
+        ),
+        (
+            {"search_images": np.zeros((32, 32, 32), np.uint8)},
+            r"search images must be .*got uint8 \(32, 32, 32\)",
+        ),
+        (
+            {"search_images": np.zeros((32, 32, 32, 4), np.uint8)},
+            r"search images must be .*got uint8 \(32, 32, 32, 4\)",
+        ),
+        ({"retain_images": np.zeros((42, 0, 32, 3), np.uint8)}, r"got uint8 \(42, 0, 32, 3\)"),
+        ({"templates": ()}, r"at least one template, got \(\)"),
+        ({"templates": ("a {}", "")}, "exactly once, got ''"),
+        ({"templates": ("an emoji",)}, "exactly once, got 'an emoji'"),
+        ({"templates": ("{} and {}",)}, "exactly once"),
         ({"forget_labels": np.full(6, 2)}, "not a target"),
         ({"search_labels": np.zeros(32, int)}, "c-00000003 has no item in the search set"),
         ({"search_labels": np.full(32, 3)}, "no item of a class to keep"),
