@@ -17,7 +17,7 @@ from contracts.values import Edit, Method, StepTrial, Tower
 from unlearning.families.clip import ClipModel, tower_of
 from unlearning.inplace import apply, edited
 from unlearning.request import JOINT, Outcome, Profile, Progress, UnlearnInputs
-from unlearning.search import StepSearch, smallest_crossing, smallest_reaching
+from unlearning.search import StepSearch, smallest_step
 from unlearning.search_split import Forgetting, SearchSplit, SplitView
 
 # The first step changes a layer by a tenth of its norm: SLUG's released code; its Algorithm 1 prints another.
@@ -130,7 +130,7 @@ class Stepper:
             progress("joint step", tried, budget)
             return self._observe(view, whole.updates(self._directions, factor), targets)
 
-        search = self._smallest(observe, 1.0, self._at_zero(targets))
+        search = search_step(self._split, observe, targets, 1.0, self._least)
         if not search.tried:
             raise ModelError("no joint step leaves the model with finite features")
         reached = search.smallest is not None
@@ -171,10 +171,12 @@ class Stepper:
     def _search_layer(self, view: SplitView, concept: str, layer: str) -> LayerStep | None:
         direction, targets = self._directions[concept][layer], self._targets[concept]
         weight_norm, direction_norm = _norm(self._weights[layer]), _norm(direction)
-        search = self._smallest(
+        search = search_step(
+            self._split,
             lambda step: self._observe(view, {layer: direction * step}, targets),
+            targets,
             FIRST_RELATIVE_STEP * weight_norm / direction_norm,
-            self._at_zero(targets),
+            self._least,
         )
         if not search.tried:
             return None
@@ -205,45 +207,6 @@ class Stepper:
         with edited(self._weights, updates):
             return view.forgetting(targets, exact=self._method.step_rule == "bisection")
 
-    def _smallest(
-        self, observe: Callable[[float], Forgetting | None], first: float, at_zero: float
-    ) -> StepSearch[Forgetting]:
-        if self._least == 0.0:
-            return self._beyond(observe, first, at_zero, self._method.search_steps)
-        seen = observe(self._least)
-        if seen is None:
-            return StepSearch((), None)
-        tried = ((self._least, seen),)
-        if self._reached(seen):
-            return StepSearch(tried, self._least)
-        further = self._beyond(
-            lambda extra: observe(self._least + extra),
-            self._least,
-            seen.margin,
-            self._method.search_steps - 1,
-        )
-        return StepSearch(
-            (*tried, *((self._least + extra, found) for extra, found in further.tried)),
-            None if further.smallest is None else self._least + further.smallest,
-        )
-
-    def _beyond(
-        self, observe: Callable[[float], Forgetting | None], first: float, at_zero: float, budget: int
-    ) -> StepSearch[Forgetting]:
-        if self._method.step_rule == "bisection":
-            return smallest_reaching(observe, self._reached, first, budget)
-        return smallest_crossing(observe, lambda seen: seen.margin, first, budget, at_zero)
-
-    def _at_zero(self, targets: Sequence[int]) -> float:
-        """The margin under the weights as they are; needs no forward pass."""
-        seen = self._split.view({}).forgetting(targets)
-        if seen is None:
-            raise ModelError("the model gives features that are not finite on the search split")
-        return seen.margin
-
-    def _reached(self, seen: Forgetting) -> bool:
-        return seen.worst <= self._method.forget_target
-
     def _place(self, job: tuple[str, str]) -> tuple[Tower, int]:
         tower = tower_of(job[1])
         return tower, self._split.model.staged(tower).stage_of(job[1])
@@ -269,6 +232,32 @@ class Stepper:
             forget_rate=seen.rate,
             forget_cosine=seen.cosine,
         )
+
+
+def search_step(
+    split: SearchSplit,
+    observe: Callable[[float], Forgetting | None],
+    targets: Sequence[int],
+    first: float,
+    least: float,
+) -> StepSearch[Forgetting]:
+    """`smallest_step` with the rule, the target and the budget of the split's request.
+
+    Raises:
+        ModelError: the model gives features that are not finite as it is.
+    """
+    method, unedited = split.method, split.view({}).forgetting(targets)  # needs no forward pass
+    if unedited is None:
+        raise ModelError("the model gives features that are not finite on the search split")
+    return smallest_step(
+        observe,
+        lambda seen: seen.worst <= method.forget_target,
+        rule=method.step_rule,
+        first=first,
+        steps=method.search_steps,
+        at_zero=unedited.margin,
+        least=least,
+    )
 
 
 def step_and_edit(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unlearning.search import StepSearch, smallest_crossing, smallest_reaching
+from unlearning.search import SLACK, StepSearch, smallest_crossing, smallest_reaching
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=300)
 PRECISION = 0.02
@@ -76,7 +76,7 @@ def margins(draw: st.DrawFn, falling: bool, breaks: bool = False) -> Margin:
 
 
 def by_margin(margin: Margin, first: float, steps: int) -> StepSearch[float]:
-    return smallest_crossing(margin, lambda seen: seen, first, steps, at_zero=1.0, precision=PRECISION)
+    return smallest_crossing(margin, lambda seen: seen, first, steps, at_low=1.0, precision=PRECISION)
 
 
 def by_bisection(margin: Margin, first: float, steps: int) -> StepSearch[float]:
@@ -86,9 +86,11 @@ def by_bisection(margin: Margin, first: float, steps: int) -> StepSearch[float]:
 SEARCHES: tuple[Callable[[Margin, float, int], StepSearch[float]], ...] = (by_margin, by_bisection)
 
 
-def evaluations_for_first(first: float, root: float) -> int:
-    """Observations until a bracket is sure: the step grows by half at least each time."""
-    return 1 + max(0, math.ceil(math.log(root / first, 1.5)))
+def most_observations(first: float, root: float) -> int:
+    """The bound that `smallest_crossing` names; before the first bracket a step grows by 1.5 to 8 times."""
+    to_first = 1 + max(0, math.ceil(math.log(root / first, 1.5)))
+    widest = first if first >= root else 7 * root
+    return to_first + SLACK + math.ceil(math.log2(widest / (PRECISION * root)))
 
 
 @PROPERTY
@@ -99,7 +101,30 @@ def test_on_a_falling_margin_the_one_crossing_is_found(margin: Margin, relative:
     assert found.smallest is not None
     assert root * (1 - 1e-9) <= found.smallest <= root * (1 + 1.03 * PRECISION)
     # Regula falsi has no bound of its own on corners and cliffs.  Catches one that sticks to an end.
-    assert len(found.tried) <= 30 + evaluations_for_first(relative * root, root)
+    assert len(found.tried) <= most_observations(relative * root, root)
+
+
+@PROPERTY
+@given(
+    st.floats(0.01, 100.0),
+    st.floats(-15.0, 2.0),
+    st.floats(-15.0, 2.0),
+    st.sampled_from(["flat", "steep", "cliff"]),
+)
+def test_flat_margins_keep_the_bound(relative: float, before: float, after: float, shape: str) -> None:
+    # Margins of 1e-15 to 100 on both sides of a jump; regula falsi alone needs up to 70 observations.
+    root = 0.37
+
+    def margin(step: float) -> float:
+        falling = {"flat": 1.0, "steep": math.exp(-step), "cliff": max(1.0 - 2 * step, 0.0) + 1e-9}[shape]
+        return 10**before * falling if step < root else -(10**after)
+
+    found = smallest_crossing(
+        margin, lambda m: m, relative * root, 300, at_low=margin(0.0), precision=PRECISION
+    )
+    assert found.smallest is not None
+    assert root <= found.smallest <= root * (1 + 1.03 * PRECISION)
+    assert len(found.tried) <= most_observations(relative * root, root)
 
 
 SMOOTH: dict[str, Callable[[float, float], float]] = {
@@ -122,7 +147,7 @@ def test_on_a_smooth_margin_few_observations_do(
         return SMOOTH[shape](step / root, bend)
 
     found = smallest_crossing(
-        margin, lambda m: m, relative * root, 80, at_zero=margin(0.0), precision=PRECISION
+        margin, lambda m: m, relative * root, 80, at_low=margin(0.0), precision=PRECISION
     )
     assert found.smallest is not None
     assert root * (1 - 1e-9) <= found.smallest <= root * (1 + 1.03 * PRECISION)
@@ -210,7 +235,7 @@ def test_units_of_step_and_margin_do_not_matter(margin: Margin, relative: float,
         lambda seen: seen / unit,
         first * unit,
         12,
-        at_zero=1.0 / unit,
+        at_low=1.0 / unit,
         precision=PRECISION,
     )
     assert [step for step, _ in scaled.tried] == [step * unit for step, _ in found.tried]
@@ -219,7 +244,7 @@ def test_units_of_step_and_margin_do_not_matter(margin: Margin, relative: float,
 def test_a_margin_that_is_not_a_number_is_no_success() -> None:
     for first in (1.0, 1e-3):
         found = smallest_crossing(
-            lambda s: math.nan if s > 0.5 else 1.0, lambda m: m, first, 12, at_zero=1.0, precision=PRECISION
+            lambda s: math.nan if s > 0.5 else 1.0, lambda m: m, first, 12, at_low=1.0, precision=PRECISION
         )
         assert found.smallest is None
         assert len({step for step, _ in found.tried}) == 12

@@ -12,6 +12,7 @@ from contracts.errors import InputError, ModelError
 from contracts.values import Method
 from unlearning import methods
 from unlearning.families.clip import ClipModel
+from unlearning.keys import keyed_matrix, keys
 from unlearning.methods import uce
 from unlearning.request import UnlearnInputs
 from unlearning.zero_shot import class_embeddings
@@ -78,20 +79,16 @@ def test_the_changes_of_concepts_add_up_to_that_of_all() -> None:
 @pytest.mark.parametrize("tower", ["text", "vision"])
 def test_outputs_change_by_what_the_rewrite_says(model: ClipModel, task: Any, tower: Any) -> None:
     inputs, method = task.inputs(TARGET), told(task, tower)
-    layer, after = uce._layer(model, tower)
+    layer = keyed_matrix(model, tower).layer
     gone, _, kept = uce._items(inputs, tower)
     items = [*gone, *kept] if tower == "text" else torch.cat([gone, kept])
-
-    def seen(micro_batch: int) -> uce.Keys:
-        return uce.keys(model, tower, layer, after, items, micro_batch)
-
-    before, pieces = seen(1000), seen(7)
+    before, pieces = keys(model, tower, items, 1000), keys(model, tower, items, 7)
     torch.testing.assert_close(pieces.inputs, before.inputs, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(pieces.outputs, before.outputs, atol=1e-5, rtol=1e-4)
     (direction,) = methods.profile(model, inputs, method).directions[inputs.class_ids[TARGET]].values()
     with torch.no_grad():
         model.parameters[layer.weight].add_(direction)
-    moved = seen(1000).outputs - before.outputs
+    moved = keys(model, tower, items, 1000).outputs - before.outputs
     change = (direction if layer.transposed else direction.T).double()
     torch.testing.assert_close(moved, before.inputs @ change, atol=1e-3, rtol=1e-3)
     led, left = moved[: len(gone)].norm(dim=1).mean(), moved[len(gone) :].norm(dim=1).mean()

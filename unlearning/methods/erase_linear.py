@@ -28,7 +28,7 @@ input is seen through several weights.  Concepts are erased jointly: one map, on
 Shapes: n items, L positions (tokens, pixels) of an item, d features, k concepts.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -43,9 +43,8 @@ from unlearning.inplace import apply, edited
 from unlearning.leace import Erasure, LabelledMoments, fit_erasure
 from unlearning.linear_layers import LinearLayer, Updates, input_moments, linear_layers
 from unlearning.request import JOINT, Outcome, Profile, Progress, UnlearnInputs
-from unlearning.search import StepSearch, smallest_crossing, smallest_reaching
 from unlearning.search_split import Forgetting, SearchSplit, SplitView
-from unlearning.stepping import CURVE_MULTIPLES, LayerStep, best_layer
+from unlearning.stepping import CURVE_MULTIPLES, LayerStep, best_layer, search_step
 
 # Captions repeat a few templates: their covariance has so few large directions that a share of its mean
 # diagonal drowns the rest.  Measured on the reference model, where images bear more and gain by it.
@@ -248,47 +247,25 @@ class _StrengthSearch:
 
     def _search(self, view: SplitView, layer: str, updates: Updates) -> LayerStep | None:
         """`least` itself, then upwards: full erasure is not given up for a smaller change."""
-        least, most = self._options.least, self._options.most
+        most = self._options.most
 
         def observe(strength: float) -> Forgetting | None:
+            if most is not None and strength > most:
+                return None  # what is not allowed bounds the search like what breaks the model
             with edited(self._weights, _scaled(updates, strength)):
                 return view.forgetting(self._targets)
 
-        def observe_beyond(extra: float) -> Forgetting | None:
-            # None bounds the search from above: what is not allowed is like what breaks the model.
-            return None if most is not None and least + extra > most else observe(least + extra)
-
-        # Without a step the model as it is says how much is missing; it is no trial.
-        start = observe(least)
-        if start is None:
+        search = search_step(self._split, observe, self._targets, 1.0, self._options.least)
+        if not search.tried:
             return None
-        tried = [(least, start)] if least > 0 else []
-        best = least if tried and self._reached(start) else None
-        if best is None and least != most:
-            beyond = self._smallest(observe_beyond, start, self._split.method.search_steps - len(tried))
-            tried += [(least + extra, seen) for extra, seen in beyond.tried]
-            best = None if beyond.smallest is None else least + beyond.smallest
-        if not tried:
-            return None
-        reached = best is not None
-        if best is None:
-            best = min(tried, key=lambda t: (t[1].worst, t[1].rate, t[0]))[0]
+        reached = search.smallest is not None
+        best = search.smallest or min(search.tried, key=lambda t: (t[1].worst, t[1].rate, t[0]))[0]
         with edited(self._weights, _scaled(updates, best)):
             kept = view.retained_rate()
-        trials = tuple(self._trial(layer, m, seen, kept if m == best else None) for m, seen in tried)
-        rate = next(seen.worst for m, seen in tried if m == best)
+        trials = tuple(self._trial(layer, m, seen, kept if m == best else None) for m, seen in search.tried)
+        rate = next(seen.worst for m, seen in search.tried if m == best)
         change = best * _norm(updates[layer]) / _norm(self._weights[layer])
         return LayerStep(self._label, layer, best, reached, rate, kept, change, trials)
-
-    def _smallest(
-        self, observe: Callable[[float], Forgetting | None], start: Forgetting, budget: int
-    ) -> StepSearch[Forgetting]:
-        if self._split.method.step_rule == "bisection":
-            return smallest_reaching(observe, self._reached, first=1.0, steps=budget)
-        return smallest_crossing(observe, lambda seen: seen.margin, 1.0, budget, at_zero=start.margin)
-
-    def _reached(self, seen: Forgetting) -> bool:
-        return seen.worst <= self._split.method.forget_target
 
     def _place(self, layer: str) -> tuple[Tower, int]:
         return tower_of(layer), self._split.model.staged(tower_of(layer)).stage_of(layer)

@@ -14,28 +14,29 @@ they are.  A key that is like retained ones is led less far than it should: the 
 until `share` of the change is made.  Steps are searched as SLUG does it, per concept and then one factor on
 the sum of all, but not below 1, the whole rewrite.
 
-    text tower     the last matrix with a nonlinearity before it: `mlp.c_proj` of the last block, at the end
-                   token; keys are the names in all templates and the captions.  No image is looked at.
+    text tower     the last matrix with a nonlinearity before it; keys are those of the names in all
+                   templates and of the captions.  No image is looked at.
     vision tower   the projection that makes the features; keys are the images' pooled activations
+
+`unlearning.keys` says what the key of an item is where its feature reads one token, and where it reads all.
 
 The paper edits the keys and values of a diffusion model's cross-attention, and leads to the empty prompt.
 
-Shapes: n items, L positions of an item, d inputs and o outputs of the matrix.
+Shapes: F and R items, d inputs and o outputs of the matrix.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from contracts.canonical import from_plain
 from contracts.errors import InputError, ModelError
 from contracts.values import LayerScore, Method, Tower
 from unlearning.families.clip import ClipModel
-from unlearning.linear_layers import LinearLayer, linear_layers
+from unlearning.keys import keyed_matrix, keys
 from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
 from unlearning.stepping import step_and_edit
 from unlearning.zero_shot import fill_templates
@@ -69,19 +70,6 @@ class Options:
             raise InputError(f"least must be a finite step of at least 0, got {self.least}")
 
 
-@dataclass(frozen=True, eq=False)
-class Keys:
-    """What items put into a matrix, and what there is after it.
-
-    Attributes:
-        inputs: (n, d) in fp64.
-        outputs: (n, o) in fp64, with everything that passes by the matrix or is added to it.
-    """
-
-    inputs: Tensor
-    outputs: Tensor
-
-
 def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: Progress) -> Profile:
     """The rewrite of each tower's layer, by concept.
 
@@ -89,17 +77,15 @@ def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: P
     mean square of what it does to retained outputs, in units of their variance.
 
     Raises:
-        ModelError: a tower is not one of open_clip's, or features are not finite.
+        ModelError: a tower is of a type that `unlearning.keys` does not know, or features are not finite.
     """
     options = from_plain(Options, method.options)
     scores: dict[str, list[LayerScore]] = {inputs.class_ids[target]: [] for target in inputs.targets}
     directions: dict[str, dict[str, Tensor]] = {concept: {} for concept in scores}
     for done, tower in enumerate(method.towers, start=1):
-        layer, after = _layer(model, tower)
+        layer = keyed_matrix(model, tower).layer
         gone_items, owners, kept_items = _items(inputs, tower)
-        gone, kept = (
-            keys(model, tower, layer, after, part, method.micro_batch) for part in (gone_items, kept_items)
-        )
+        gone, kept = (keys(model, tower, part, method.micro_batch) for part in (gone_items, kept_items))
         weight = model.parameters[layer.weight]
         wanted = kept.outputs.mean(dim=0) - gone.outputs
         changes = rewrite(gone.inputs, wanted, owners, kept.inputs, options)
@@ -173,70 +159,6 @@ def rewrite(
     return changes
 
 
-@torch.no_grad()
-def keys(
-    model: ClipModel,
-    tower: Tower,
-    layer: LinearLayer,
-    after: nn.Module | None,
-    items: Any,
-    micro_batch: int,
-) -> Keys:
-    """Keys and outputs of items: texts, or uint8 images (n, H, W, 3).
-
-    Args:
-        model: at the weights to look at; they stay as they are.
-        tower: that the layer is in.
-        layer: the matrix.
-        after: the module whose output counts; None for the matrix itself with its bias.
-        items: what the tower reads.
-        micro_batch: items at a time; decides memory, not the result.
-    """
-    seen: dict[str, Tensor] = {}
-
-    def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        seen["inputs"] = layer.seen(module, args, kwargs, output)
-
-    def listen_after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        seen["outputs"] = output
-
-    handles = [layer.module.register_forward_hook(listen, with_kwargs=True)]
-    if after is not None:
-        handles.append(after.register_forward_hook(listen_after))
-    found: list[tuple[Tensor, Tensor]] = []
-    try:
-        for piece in _pieces(items, micro_batch):
-            places = torch.zeros(len(piece), dtype=torch.long)
-            if tower == "text":
-                tokens = model.tokenize(piece)
-                places = model.text_lengths(tokens) - 1
-                model.text_features(tokens)
-            else:
-                model.image_features(model.preprocess(piece))
-            rows = torch.arange(len(piece))
-            read = seen["inputs"][rows, places].double()
-            found.append(
-                (read, seen["outputs"][rows, places].double() if after else _applied(model, layer, read))
-            )
-    finally:
-        for handle in handles:
-            handle.remove()
-    return Keys(torch.cat([read for read, _ in found]), torch.cat([out for _, out in found]))
-
-
-def _layer(model: ClipModel, tower: Tower) -> tuple[LinearLayer, nn.Module | None]:
-    net: Any = model.net
-    if not hasattr(net, "transformer"):
-        raise ModelError("uce knows the layers of open_clip's own towers only")
-    last = len(net.transformer.resblocks) - 1
-    wanted = {
-        "text": (f"transformer.resblocks.{last}.mlp.c_proj.weight",),
-        "vision": ("visual.attnpool.c_proj.weight", "visual.proj"),
-    }[tower]
-    (layer,) = (found for found in linear_layers(model) if found.weight in wanted)
-    return layer, net.transformer.resblocks[last] if tower == "text" else None
-
-
 def _items(inputs: UnlearnInputs, tower: Tower) -> tuple[Any, Tensor, Any]:
     """What is to be forgotten, the target that each of it belongs to, and what is to be kept.
 
@@ -253,17 +175,6 @@ def _items(inputs: UnlearnInputs, tower: Tower) -> tuple[Any, Tensor, Any]:
     others = [name for i, name in enumerate(inputs.class_names) if i not in set(inputs.targets)]
     kept = dict.fromkeys([*fill_templates(others, inputs.templates), *inputs.retain_captions])
     return list(gone), torch.tensor(list(gone.values())), list(kept)
-
-
-def _pieces(items: Sequence[str] | Tensor, size: int) -> Iterator[Any]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def _applied(model: ClipModel, layer: LinearLayer, inputs: Tensor) -> Tensor:
-    weight = model.parameters[layer.weight].detach().double()
-    outputs = inputs @ (weight if layer.transposed else weight.T)
-    return outputs if layer.bias is None else outputs + model.parameters[layer.bias].detach().double()
 
 
 def _made(keys: Tensor, wanted: Tensor, change: Tensor) -> float:
