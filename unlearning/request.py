@@ -144,8 +144,8 @@ class Outcome:
     Attributes:
         edits: one per changed tensor.
         trials: every evaluated step, in the order of concepts and front layers; the chosen step of
-            a layer carries its retained rate.  Joint trials of several concepts come last, under
-            `JOINT`.
+            a layer carries its retained rate, if no other layer was seen to keep more.  Joint trials
+            of several concepts come last, under `JOINT`.
         curve: forget rate, forget cosine and retained rate at multiples of the chosen step.
         reached_target: the search split's forget target holds for every concept.
         profile: layer scores by concept id.

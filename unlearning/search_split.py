@@ -25,6 +25,8 @@ from unlearning.zero_shot import classification_ranks, fill_templates, pool_temp
 
 # Classes per image, as a multiple of forget_at, that are encoded first after a text edit.
 FIRST_CLASSES = 8
+# Items to keep that are looked at before asking whether a layer can still be the best.
+LOOKED_AT = 64
 
 
 @dataclass(frozen=True)
@@ -185,13 +187,22 @@ class SplitView:
 
     def retained_rate(self) -> float:
         """TA@1 over the items of classes to keep; 0 where features are not finite (nothing is classified)."""
+        return self.retained_rate_unless_below(0.0) or 0.0
+
+    def retained_rate_unless_below(self, least: float) -> float | None:
+        """`retained_rate`, or None as soon as the items still to be looked at cannot bring it to `least`."""
         split = self._split
-        images = self.image_features(split.kept_rows)
-        scores = images @ self.class_embeddings(torch.arange(split.n_classes)).T
-        if not bool(torch.isfinite(scores).all()):
-            return 0.0
-        labels = split.labels[split.kept_rows].to(scores.device)
-        return rate_at(classification_ranks(scores, labels, ties="worst"), 1)
+        classes, right = self.class_embeddings(torch.arange(split.n_classes)).T, 0
+        left = n = len(split.kept_rows)
+        for rows in split.kept_rows.split(LOOKED_AT):
+            scores = self.image_features(rows) @ classes
+            if not bool(torch.isfinite(scores).all()):
+                return 0.0
+            ranks = classification_ranks(scores, split.labels[rows].to(scores.device), ties="worst")
+            right, left = right + int((ranks <= 1).sum()), left - len(rows)
+            if left and (right + left) / n < least:
+                return None
+        return right / n
 
     def _features(self, tower: Tower, keep: Tensor) -> Tensor:
         """Features of the tower's rows where `keep` is true; other rows are zero."""

@@ -91,14 +91,18 @@ class Stepper:
 
         The searches run stage by stage and not concept by concept: every edit is undone exactly, so
         their order is free, and one view (one stage's activations) at a time serves all concepts.
-        A layer where every tried step breaks the model is left out.
+        A layer where every tried step breaks the model is left out.  What a layer keeps is no longer
+        counted once it is less than what another one keeps: it counts as 0, its trial has no rate.
         """
         jobs = [(concept, layer) for concept, own in self._directions.items() for layer in own]
         found: dict[tuple[str, str], LayerStep | None] = {}
+        best = dict.fromkeys(self._directions, 0.0)
         for (tower, stage), group in groupby(sorted(jobs, key=self._place), key=self._place):
             view = self._split.view({tower: stage})
             for concept, layer in group:
-                found[concept, layer] = self._search_layer(view, concept, layer)
+                step = found[concept, layer] = self._search_layer(view, concept, layer, best[concept])
+                if step is not None and step.reached:
+                    best[concept] = max(best[concept], step.retained_rate)
                 progress("step search", len(found), len(jobs))
         steps: dict[str, list[LayerStep]] = {concept: [] for concept in self._directions}
         for job in jobs:
@@ -149,7 +153,8 @@ class Stepper:
         view, targets, points = self._view(chosen), self._all, []
         for done, multiple in enumerate(CURVE_MULTIPLES, start=1):
             with edited(self._weights, chosen.updates(self._directions, multiple)):
-                seen = view.both(targets)
+                # Without a step every feature is known already.
+                seen = (view if multiple else self._split.view({})).both(targets)
                 if seen is not None:
                     forgetting, retained = seen
                     trial = self._trial(chosen, multiple, forgetting)
@@ -168,7 +173,7 @@ class Stepper:
             records.append(Edit(layer, tower_of(layer), size, concepts, change))
         return tuple(records)
 
-    def _search_layer(self, view: SplitView, concept: str, layer: str) -> LayerStep | None:
+    def _search_layer(self, view: SplitView, concept: str, layer: str, to_beat: float) -> LayerStep | None:
         direction, targets = self._directions[concept][layer], self._targets[concept]
         weight_norm, direction_norm = _norm(self._weights[layer]), _norm(direction)
         search = search_step(
@@ -183,7 +188,7 @@ class Stepper:
         reached = search.smallest is not None
         best = search.smallest or min(search.tried, key=lambda t: (t[1].rate, t[0]))[0]
         with edited(self._weights, {layer: direction * best}):
-            retained = view.retained_rate()
+            retained = view.retained_rate_unless_below(to_beat if reached else 0.0)
         trials = tuple(
             StepTrial(
                 concept,
@@ -198,7 +203,14 @@ class Stepper:
         )
         rate = next(t.forget_rate for t in trials if t.step_size == best)
         return LayerStep(
-            concept, layer, best, reached, rate, retained, best * direction_norm / weight_norm, trials
+            concept,
+            layer,
+            best,
+            reached,
+            rate,
+            retained or 0.0,
+            best * direction_norm / weight_norm,
+            trials,
         )
 
     def _observe(

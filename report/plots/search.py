@@ -121,7 +121,7 @@ def _trade_off(axes: "Axes", trials: Sequence[StepTrial], edits: Sequence[Edit])
         for t in trials
         if t.retained_rate is not None and math.isfinite(t.retained_rate)
     ]
-    theme.panel_title(axes, "Layers compared", f"best {len(both)} of {len(trials)} trials")
+    theme.panel_title(axes, "Layers compared", f"{len(both)} of {len(trials)} trials")
     if not both:
         _empty(axes, "no trial measured both rates")
         return

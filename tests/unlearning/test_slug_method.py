@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from contracts.errors import InputError, ModelError
-from unlearning import ClipModel, UnlearnInputs, methods, unlearn
+from unlearning import ClipModel, UnlearnInputs, methods, search_split, unlearn
 from unlearning.gradients import forget_gradient
 from unlearning.inplace import edited
 from unlearning.objectives import forget_loss, retain_loss
@@ -288,6 +288,39 @@ def test_the_layer_that_keeps_most_wins() -> None:
     assert best_layer([step("far", reached=False, fa=0.5, ta=0.9, change=0.1), close]) is close
     with pytest.raises(ModelError, match="no layer"):
         best_layer([])
+
+
+@pytest.mark.parametrize("piece", [1, 5])
+def test_a_layer_is_given_up_only_where_it_cannot_win(
+    model: ClipModel, task, monkeypatch, piece: int
+) -> None:
+    inputs, before = task.inputs(TARGET), state(model)
+    outcomes, weights = [], []
+    for size in (10_000, piece):  # in one piece every item is looked at before anybody asks
+        monkeypatch.setattr(search_split, "LOOKED_AT", size)
+        model.net.load_state_dict(before)
+        outcomes.append(unlearn(model, inputs, task.method))
+        weights.append(state(model))
+    whole, early = outcomes
+    assert early.edits == whole.edits
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in before)
+    kept = {t.layer: t.retained_rate for t in early.trials if t.retained_rate is not None}
+    full = {t.layer: t.retained_rate for t in whole.trials if t.retained_rate is not None}
+    assert kept.items() <= full.items()
+    assert len({t.layer for t in early.trials}) == len({t.layer for t in whole.trials})
+    best = max(full.values())
+    assert all(full[layer] < best for layer in full.keys() - kept.keys())
+    assert full.keys() - kept.keys(), "no layer was given up: the test shows nothing"
+
+
+def test_what_is_kept_is_counted_exactly_or_not_at_all(model: ClipModel, task, monkeypatch) -> None:
+    view = SearchSplit(model, task.inputs(TARGET), task.method).view({"vision": 0})
+    whole = view.retained_rate()
+    assert 0.0 < whole < 1.0
+    monkeypatch.setattr(search_split, "LOOKED_AT", 3)
+    assert view.retained_rate() == whole
+    assert view.retained_rate_unless_below(whole) == whole
+    assert view.retained_rate_unless_below(2.0) is None
 
 
 def test_huge_steps_that_break_the_model_are_not_success(model: ClipModel, task) -> None:
