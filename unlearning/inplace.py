@@ -15,8 +15,8 @@ from torch import Tensor, nn
 def requiring_grad(net: nn.Module, layers: Container[str]) -> Iterator[None]:
     """Only the parameters named in `layers` require gradients inside; flags are restored after.
 
-    Gradients are meant to be taken with `torch.autograd.grad`, which returns them instead of adding
-    them to `.grad`: nothing can accumulate from one call to the next.
+    Gradients are meant to be taken with `torch.autograd.grad` or `accumulation.GradientSum`, which leave
+    nothing in `.grad` that could accumulate from one call to the next.
     """
     before = [(p, p.requires_grad) for p in net.parameters()]
     try:

@@ -194,7 +194,7 @@ class SplitView:
         split = self._split
         classes, right = self.class_embeddings(torch.arange(split.n_classes)).T, 0
         left = n = len(split.kept_rows)
-        for rows in split.kept_rows.split(LOOKED_AT):
+        for rows in torch.split(split.kept_rows, LOOKED_AT):
             scores = self.image_features(rows) @ classes
             if not bool(torch.isfinite(scores).all()):
                 return 0.0

@@ -206,7 +206,7 @@ class ClipModel:
         batch = torch.as_tensor(images)
         if batch.ndim != 4 or batch.shape[-1] != 3 or batch.dtype != torch.uint8:
             raise InputError(f"images must be uint8 (N, H, W, 3), got {batch.dtype} {tuple(batch.shape)}")
-        return self._preprocess(batch).to(self.device)
+        return self._preprocess(batch, self.device)
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Normalised features (N, D) of preprocessed images; open_clip's own, differentiable forward pass."""

@@ -177,8 +177,11 @@ class Preprocess:
             )
         return cls(size, mean, std, interpolation)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 to (N, 3, size, size) fp32: shorter side to `size`, centre crop, normalise."""
+    def __call__(self, images: Tensor, device: torch.device) -> Tensor:
+        """(N, H, W, 3) uint8 to (N, 3, size, size) fp32: shorter side to `size`, centre crop, normalise.
+
+        Bytes go to the device, where they are normalised: a quarter of what floats would be to move.
+        """
         pixels = images.permute(0, 3, 1, 2)
         height, width = pixels.shape[-2:]
         scale = self.size / min(height, width)
@@ -187,6 +190,6 @@ class Preprocess:
             # On uint8, antialiased interpolation rounds like Pillow does; CUDA has no uint8 kernel.
             pixels = functional.interpolate(pixels.cpu(), size=shape, mode=self.interpolation, antialias=True)
         top, left = ((side - self.size + 1) // 2 for side in pixels.shape[-2:])
-        pixels = pixels[..., top : top + self.size, left : left + self.size]
-        mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
+        pixels = pixels[..., top : top + self.size, left : left + self.size].to(device)
+        mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (self.mean, self.std))
         return (pixels.float() / 255.0 - mean) / std
