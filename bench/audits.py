@@ -3,13 +3,14 @@
 Each is asked of the unedited model too: an audit that does not find the concept there finds nothing.
 
     probe      a fresh linear probe on image features, taught on drawings by other hands
+    kernel     the same by kernel ridge regression, which also sees what no line tells apart
     retrieval  the search hand's drawings of the concept ask for the holdout hands' drawings of it
     relearn    FA@1 after some steps of fine-tuning on the retain set alone
     quantise   FA@1 and TA@1 with weights rounded to int8 and to fp16
     distance   to the model retrained without the forget set, on retained items
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,89 +21,16 @@ from torch.nn import functional
 
 from bench.case import Audit, Case, State
 from bench.holdout import Holdout
+from bench.probes import kernel, linear
 from contracts.values import Rate
 from gates.intervals import rate
-from tasks.selection import VIEWS
 from unlearning.attempts import restored
 from unlearning.inplace import requiring_grad
 from unlearning.objectives import retain_loss
 from unlearning.training import Batches
 
-PERMUTATIONS = 100
-FALSE_ALARMS = 0.05
-RIDGE = 1.0  # per example, in units of a standardised feature's variance
 INT8_MAX = 127
 MULTIPLIED_FROM_THE_RIGHT = ("text_projection", "visual.proj")
-
-
-def probe(case: Case, state: State) -> dict[str, Any]:
-    """AUC of a linear probe that tells the targets' held-out drawings from neighbours and controls.
-
-    Tested on views that all three have, so that how a drawing is turned tells nothing.  `caught` is the
-    share of target items found where 5 % of the others are false alarms.  `auc_chance` and
-    `auc_chance95` are mean and 95th percentile over probes taught with shuffled labels: few drawings in
-    many views leave room for luck.
-    """
-    parts = case.holdout.parts
-    own = parts.forget[parts.forget["view"] < VIEWS]
-    others = np.concatenate([case.holdout.where(parts.neighbours), case.holdout.where(parts.control)])
-    there = state.features.images.numpy()
-    found = linear_probe(
-        state.example_features,
-        state.examples.wanted,
-        there[case.holdout.where(own)],
-        there[others],
-        case.plan.seed,
-    )
-    clusters = own["source"].to_numpy(dtype=str)
-    return {**found.figures, "caught": asdict(rate(found.caught, clusters))}
-
-
-@dataclass(frozen=True, eq=False)
-class Probed:
-    """AUCs by name, and which of the wanted test items (n,) were found."""
-
-    figures: dict[str, float]
-    caught: NDArray[np.bool_]
-
-
-def linear_probe(
-    features: NDArray[np.float32],
-    labels: NDArray[np.bool_],
-    wanted: NDArray[np.float32],
-    others: NDArray[np.float32],
-    seed: int,
-) -> Probed:
-    """Ridge regression of the labels on standardised features, and on shuffled labels.
-
-    Which class is rare moves its threshold only, which neither figure depends on.
-
-    Args:
-        features: (N, D) to learn from.
-        labels: (N,) what to tell.
-        wanted: (n, D) test items that should be told.
-        others: (m, D) test items that should not.
-        seed: of the shuffling.
-    """
-    from scipy.stats import mannwhitneyu
-    from sklearn.linear_model import Ridge
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    rng = np.random.default_rng(seed)
-    taught = np.stack([labels, *(rng.permutation(labels) for _ in range(PERMUTATIONS))], axis=1)
-    model = make_pipeline(StandardScaler(), Ridge(alpha=RIDGE * len(labels)))
-    model.fit(features.astype(np.float64), taught.astype(np.float64))
-    inside, outside = model.predict(wanted), model.predict(others)
-    auc = mannwhitneyu(inside, outside, axis=0, method="asymptotic").statistic / (len(wanted) * len(others))
-    return Probed(
-        {
-            "auc": float(auc[0]),
-            "auc_chance": float(auc[1:].mean()),
-            "auc_chance95": float(np.quantile(auc[1:], 0.95)),
-        },
-        inside[:, 0] > np.quantile(outside[:, 0], 1 - FALSE_ALARMS),
-    )
 
 
 def retrieval(case: Case, state: State) -> dict[str, Any]:
@@ -217,7 +145,8 @@ def _log_probabilities(held: Holdout, state: State) -> Tensor:
 
 
 AUDITS: dict[str, Audit] = {
-    "probe": probe,
+    "probe": linear,
+    "kernel": kernel,
     "retrieval": retrieval,
     "relearn": relearn,
     "quantise": quantise,
@@ -225,4 +154,4 @@ AUDITS: dict[str, Audit] = {
 # Needs a retrained model, so it is not asked for but done where there is one.
 EVERY_AUDIT: dict[str, Audit] = {**AUDITS, "distance": distance}
 # These look at image features alone: where the vision tower is the base's, so is the answer.
-OF_IMAGES = ("probe", "retrieval")
+OF_IMAGES = ("probe", "kernel", "retrieval")

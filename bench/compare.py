@@ -42,7 +42,7 @@ from contracts.values import Axis
 from tasks.house import Rules, choose, repository
 from tasks.plan import read_labels
 
-DEFAULT_AUDITS = "probe,retrieval,relearn,quantise"
+DEFAULT_AUDITS = "probe,kernel,retrieval,relearn,quantise"
 
 
 def main() -> None:

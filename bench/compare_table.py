@@ -67,6 +67,7 @@ def _setting(kind: str, found: Summary, result: Mapping[str, Any]) -> str:
         "TA@1": "ta1",
         "FA@1 of never-seen controls": "control_fa1",
         "probe finds": "caught",
+        "kernel probe finds": "kernel_caught",
         "FA@1 after the same fine-tuning": "relearned",
         "FA@1 in int8": "int8",
     }
@@ -76,6 +77,7 @@ def _setting(kind: str, found: Summary, result: Mapping[str, Any]) -> str:
     )
     plain = {
         "probe AUC": "probe",
+        "kernel AUC": "kernel",
         "AUC of 95 % of shuffled labels at most": "probe_chance95",
         "mAP": "map",
         "mAP of a random order": "map_chance",

@@ -1,12 +1,17 @@
 """The probe finds what is there and nothing that is not; search and rounding against their definitions."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge
 
 from bench.audits import average_precision as search
-from bench.audits import fp16, int8, linear_probe
+from bench.audits import fp16, int8
 from bench.cost import costing
+from bench.probes import probed
 from bench.provenance import _portable
 
 
@@ -16,15 +21,37 @@ def features(rng: np.random.Generator, n: int, shift: float) -> np.ndarray:
     return drawn
 
 
+LINEAR, KERNEL = Ridge(alpha=415.0), KernelRidge(alpha=1.0, kernel="rbf")
+
+
+@pytest.mark.parametrize("regression", [LINEAR, KERNEL])
 @pytest.mark.parametrize(("shift", "low", "high"), [(4.0, 0.95, 1.0), (0.0, 0.3, 0.7)])
-def test_a_probe_finds_a_direction_that_is_there_and_no_other(shift: float, low: float, high: float) -> None:
+def test_a_probe_finds_a_direction_that_is_there_and_no_other(
+    regression: Any, shift: float, low: float, high: float
+) -> None:
     rng = np.random.default_rng(0)
     taught = np.concatenate([features(rng, 15, shift), features(rng, 400, 0)])
-    found = linear_probe(taught, np.arange(415) < 15, features(rng, 60, shift), features(rng, 60, 0), seed=0)
+    wanted, others = features(rng, 60, shift), features(rng, 60, 0)
+    found = probed(regression, taught, np.arange(415) < 15, wanted, others, seed=0)
     assert low <= found.figures["auc"] <= high
     assert found.figures["auc_chance"] == pytest.approx(0.5, abs=0.1)
     assert found.figures["auc_chance95"] < 0.95
     assert (found.caught.mean() > 0.8) == (shift > 0)
+
+
+@pytest.mark.parametrize(("regression", "finds"), [(LINEAR, False), (KERNEL, True)])
+def test_only_the_kernel_probe_finds_what_no_line_tells_apart(regression: Any, finds: bool) -> None:
+    rng = np.random.default_rng(0)
+
+    def split(n: int) -> np.ndarray:  # as far on one side as on the other: its mean is that of the rest
+        drawn = rng.normal(size=(n, 4))
+        drawn[:, 0] += np.where(np.arange(n) % 2, 4.0, -4.0)
+        return drawn
+
+    taught = np.concatenate([split(100), rng.normal(size=(400, 4))])
+    found = probed(regression, taught, np.arange(500) < 100, split(60), rng.normal(size=(60, 4)), seed=0)
+    assert (found.figures["auc"] > 0.9) == finds
+    assert (found.caught.mean() > 0.8) == finds
 
 
 def test_average_precision_by_hand() -> None:
