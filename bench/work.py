@@ -56,8 +56,8 @@ REAL = Setting(Sizes(forget=100, retain=1000, search=500))
 # set is one contrastive batch.
 FULL_SIZE: Mapping[str, Mapping[str, Setting]] = {
     "cpu": {
-        "ViT-B-32": Setting(Sizes(8, 12, 12, classes=16), micro_batch=12, retain_batch=12, rounds=2),
-        "ViT-L-14": Setting(Sizes(1, 3, 3, classes=8), micro_batch=3, retain_batch=3, rounds=2),
+        "ViT-B-32": Setting(Sizes(4, 40, 20, classes=16), micro_batch=20, retain_batch=40, rounds=2),
+        "ViT-L-14": Setting(Sizes(2, 20, 10, classes=8), micro_batch=10, retain_batch=20, rounds=1),
     },
     "cuda": {
         "ViT-B-32": Setting(Sizes(512, 4096, 2048, classes=500), micro_batch=256, retain_batch=256),

@@ -35,9 +35,10 @@ def main() -> None:
     from tqdm import tqdm
 
     params = yaml.safe_load(Path("params.yaml").read_text())["corpus"]
+    vendors = [*params["vendors"], *params["more_vendors"]]
     tarballs = {
         p["package"]: npm.fetch(npm.Package(p["package"], p["version"], p["integrity"]), DOWNLOADS)
-        for p in tqdm([*params["vendors"], *params["names"]], desc="fetch", unit="package")
+        for p in tqdm([*vendors, *params["names"]], desc="fetch", unit="package")
     }
     wanted = _concepts(params, tarballs)
     with tempfile.TemporaryDirectory(dir=OUT.parent) as scratch:
@@ -47,9 +48,9 @@ def main() -> None:
             v["style"]: _unambiguous(
                 _drawings(v["package"], tarballs[v["package"]], wanted, params["pixels"])
             )
-            for v in tqdm(params["vendors"], desc="render", unit="vendor")
+            for v in tqdm(vendors, desc="render", unit="vendor")
         }
-        hands = Counter(name for drawings in drawn.values() for name in drawings)
+        hands = Counter(name for v in params["vendors"] for name in drawn[v["style"]])
         kept = [c for c in wanted if hands[c.name] >= params["min_hands"]]
         rows = [row for style, drawings in drawn.items() for row in _rows(style, kept, drawings)]
         table = pd.DataFrame(rows).sort_values(["style_name", "name"], ignore_index=True)
@@ -145,12 +146,12 @@ def _card(params: Mapping[str, Any], table: Any) -> str:
     rows = "\n".join(
         f"| {v['style']} | {v['package']} | {v['version']} | {v['licence']} | {counts[v['style']]} "
         f"| {v['attribution']} |"
-        for v in params["vendors"]
+        for v in [*params["vendors"], *params["more_vendors"]]
     )
     names = ", ".join(f"{p['package']} {p['version']} ({p['licence']})" for p in params["names"])
     return f"""# Data card: emoji drawn by many hands
 
-{len(table)} drawings of {table["name"].nunique()} concepts by {len(params["vendors"])} hands,
+{len(table)} drawings of {table["name"].nunique()} concepts by {len(counts)} hands,
 {params["pixels"]} px, transparent PNG. Concepts are Unicode emoji of the categories
 {", ".join(params["categories"])}. One concept drawn by one vendor is one drawing; concepts are aligned by
 code point and CLDR name, and a drawing that a vendor gives to two concepts is dropped. No person is
@@ -169,6 +170,10 @@ redistributed, flags, people and faces, and the clock faces (at this size they d
 
 Kin: `fluent`, `flat` and `clay` are three renderings of one design, `noto` and `blob` share an author;
 there are fewer independent hands than styles.
+
+The hands from `{params["more_vendors"][0]["style"]}` on only help to train the reference model and
+stand in no set. Icons are aligned by name alone. `line` is kin of `fluent`, `mono` of `emojitwo`; none is
+kin of a holdout hand.
 """
 
 

@@ -68,7 +68,8 @@ def main() -> None:
     for name, wanted in params["forget_sets"].items():
         _write(f"forget-{name}", "forget", captions.items(_chosen(pool, wanted), (0,), wanted["axis"]))
     _write_labels(drawings, params, vocabulary, controls)
-    nearest(drawings[drawings["name"].isin(vocabulary)], params["neighbours"]).to_parquet(
+    hands = [style for role in ("train", "search", "holdout") for style in params[f"{role}_styles"]]
+    nearest(of(hands, vocabulary), params["neighbours"]).to_parquet(
         "data/neighbours/neighbours.parquet", index=False
     )
 

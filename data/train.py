@@ -1,4 +1,4 @@
-"""Stage `train`: the reference CLIP, from scratch, on the drawings of pool and retain.
+"""Stage `train`: the reference CLIP, from scratch, on the drawings of pool and retain and by more hands.
 
 Run as `python -m data.train`.  A checkpoint under `.slugline/train/` makes it resumable: every
 batch is drawn from generators seeded by (seed, step), so a resumed run takes the same steps.
@@ -67,7 +67,7 @@ def train(drawings: pd.DataFrame, params: dict[str, Any], out: Path) -> None:
     options, templates = params["train"], params["split"]["templates"]
     torch.set_num_threads(int(os.environ.get("SLUGLINE_THREADS", "2")))
     torch.manual_seed(options["seed"])
-    trained = _trained(drawings)
+    trained = _trained(drawings, [*options["redrawn_styles"], *options["icon_styles"]])
     batches = Batches(trained, templates, options)
     model, published = _new_model(options), _new_model(options)
     net = model.net.requires_grad_(True).to(memory_format=torch.channels_last)
@@ -100,12 +100,14 @@ def train(drawings: pd.DataFrame, params: dict[str, Any], out: Path) -> None:
     _publish(published, drawings, params, curve, out)
 
 
-def _trained(drawings: pd.DataFrame) -> pd.DataFrame:
-    """The drawings of pool and retain: nothing else is ever trained on."""
+def _trained(drawings: pd.DataFrame, more_styles: list[str]) -> pd.DataFrame:
+    """The drawings of pool and retain, then of the same objects in more hands: nothing else is trained on."""
     shown = [
         pd.read_parquet(f"data/sets/{name}/items.parquet", columns=["sha256"]) for name in ("pool", "retain")
     ]
-    return drawings[drawings["sha256"].isin(pd.concat(shown)["sha256"])].reset_index(drop=True)
+    own = drawings[drawings["sha256"].isin(pd.concat(shown)["sha256"])]
+    known = drawings[drawings["object"].isin(own["object"])]
+    return pd.concat([own, *(known[known["style_name"] == s] for s in more_styles)], ignore_index=True)
 
 
 def _held(drawings: pd.DataFrame, styles: list[str]) -> pd.DataFrame:

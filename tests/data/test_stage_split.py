@@ -48,6 +48,12 @@ def test_the_holdout_hands_are_never_trained_on_and_never_searched_on(shipped):
         assert not set(frames[name]["style"]) & held
 
 
+def test_the_hands_outside_the_sets_are_neither_searched_nor_held_out():
+    train = yaml.safe_load((REPO / "params.yaml").read_text())["train"]
+    more = {*train["redrawn_styles"], *train["icon_styles"]}
+    assert not more & {*PARAMS["train_styles"], *PARAMS["search_styles"], *PARAMS["holdout_styles"]}
+
+
 def test_the_holdout_covers_every_concept_in_every_held_out_hand(shipped):
     frames, labels = shipped
     known = set(labels.loc[labels["seen"] & (labels["axis"] == "object"), "id"])

@@ -26,6 +26,9 @@ OPTIONS = {
     "hand_weight": 0.3,
     "keyword_share": 0.2,
     "style_share": 0.1,
+    "redrawn_styles": ["mono"],
+    "icon_styles": ["icon0", "icon1", "icon2", "icon3"],
+    "icon_weight": 1,
     "vocabulary_merges": 200,
     "model": {
         "embed_dim": 8,
@@ -72,6 +75,46 @@ def test_a_batch_asks_for_the_hands_that_drew_its_first_drawings(drawings):
     batch = Batches(drawings, TEMPLATES, OPTIONS).draw(1)
     drew = [int(image[0, 0, 0]) % 10 for image in batch.drawings[:2]]
     assert [batch.hands[i] for i in batch.hand] == [f"hand{j} style" for j in drew]
+
+
+def test_more_hands_are_shown_but_never_named_and_icons_never_outweigh_drawings(drawings):
+    hands = ["mono", *OPTIONS["icon_styles"]]
+    more = [
+        {"name": f"thing {i}", "style_name": hand, "keywords": [], "png": png(10 * i + 5 + j)}
+        for i in range(10)
+        for j, hand in enumerate(hands)
+    ]
+    named = drawings[drawings["style_name"].isin(["hand0", "hand1"])]
+    batches = Batches(pd.concat([named, pd.DataFrame(more)]), TEMPLATES, OPTIONS | {"style_share": 1.0})
+    shown = {"named": 0, "mono": 0, "icon": 0}
+    for step in range(100):
+        batch = batches.draw(step)
+        assert batch.hands == ["hand0 style", "hand1 style"]
+        hand_of = [int(image[0, 0, 0]) % 10 for image in batch.drawings]
+        assert max(hand_of[: len(batch.hand)]) < 2
+        for hand, caption in list(zip(hand_of, batch.captions, strict=True))[len(batch.hand) :]:
+            shown["named" if hand < 2 else "mono" if hand == 5 else "icon"] += 1
+            assert ("style" in caption) == (hand < 2)
+    drawn = sum(shown.values())
+    # Weights 2 : 1 : 1.  Were each of the 4 icons a drawing like any other, their share would be 4/7.
+    assert shown["icon"] / drawn == pytest.approx(1 / 4, abs=0.06)
+    assert shown["mono"] / drawn == pytest.approx(1 / 4, abs=0.06)
+
+
+def test_more_hands_are_trained_on_for_the_trained_objects_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, trained in (("pool", ["a1"]), ("retain", ["b1"])):
+        (tmp_path / "data/sets" / name).mkdir(parents=True)
+        pd.DataFrame({"sha256": trained}).to_parquet(tmp_path / "data/sets" / name / "items.parquet")
+    rows = [
+        ("a1", "a", "noto"),
+        ("a2", "a", "held"),
+        ("a3", "a", "mono"),
+        ("b1", "b", "noto"),
+        ("c3", "c", "mono"),
+    ]
+    drawings = pd.DataFrame(rows, columns=["sha256", "object", "style_name"])
+    assert train._trained(drawings, ["mono"])["sha256"].tolist() == ["a1", "b1", "a3"]
 
 
 def test_augmentation_depends_on_its_generator_alone_and_stays_in_range():
