@@ -5,14 +5,16 @@
     data/sets/retain          the other half of the trained drawings
     data/sets/search          a hand that is never trained on: step sizes are searched on it
     data/sets/holdout         whole hands that neither training nor search sees: verdicts are computed on it
-    data/sets/control         the holdout hands' drawings of concepts nobody trains on
+    data/sets/control         the holdout hands' drawings of concepts nobody trains on, named by words that the
+                              vocabulary does not hold: a model that knows "green apple" half knows "red apple"
     data/sets/style-search    trained hands' drawings of objects outside the vocabulary
     data/sets/style-holdout   the same, other objects: "an unseen thing in that hand"
     data/sets/style-control   the holdout hands' drawings of those other objects: hands nobody trained on
     data/labels               the vocabulary: ids, names, families, templates
     data/neighbours           the nearest other concepts of each concept, by family and keywords
 
-The reference model is trained on pool and retain together and on nothing else.
+The reference model is trained on pool and retain together, and on drawings of the same objects by hands
+that stand in no set.
 """
 
 import json
@@ -46,6 +48,8 @@ def main() -> None:
     def of(styles: Sequence[str], objects: Sequence[str]) -> pd.DataFrame:
         return drawings[drawings["style_name"].isin(styles) & drawings["name"].isin(objects)]
 
+    words = {word for name in vocabulary for word in name.split()}
+    unknown = [name for name in controls if not words & set(name.split())]
     pool, retain = _halves(of(params["train_styles"], vocabulary), rng)
     captions = _Captions(params["templates"], rng)
     for folder in (Path("data/labels"), Path("data/neighbours")):
@@ -58,7 +62,7 @@ def main() -> None:
         ("retain", "retain", retain, (0,)),
         ("search", "search", of(params["search_styles"], vocabulary), search_views),
         ("holdout", "holdout", of(params["holdout_styles"], vocabulary), holdout_views),
-        ("control", "control", of(params["holdout_styles"], controls), holdout_views),
+        ("control", "control", of(params["holdout_styles"], unknown), holdout_views),
         ("style-search", "search", of(params["train_styles"], style_search), (0,)),
         ("style-holdout", "holdout", of(params["train_styles"], style_holdout), (0,)),
         ("style-control", "control", of(params["holdout_styles"], style_holdout), (0,)),

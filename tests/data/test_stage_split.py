@@ -65,11 +65,23 @@ def test_the_holdout_covers_every_concept_in_every_held_out_hand(shipped):
 
 def test_nobody_trains_or_searches_on_a_control(shipped):
     frames, labels = shipped
-    controls = set(frames["control"]["object"])
+    controls = set(labels.loc[~labels["seen"] & (labels["axis"] == "object"), "id"])
     assert len(controls) == PARAMS["controls"]
+    assert set(frames["control"]["object"]) <= controls
     for name in ("pool", "retain", "search", "style-search"):
         assert not set(frames[name]["object"]) & controls
     assert not labels.set_index("id").loc[sorted(controls), "seen"].any()
+
+
+def test_no_control_is_named_by_words_that_the_model_knows(shipped):
+    frames, labels = shipped
+    names = labels[labels["axis"] == "object"].set_index("id")
+    words = {word for name in names.loc[names["seen"], "name"] for word in name.split()}
+    unknown = names.loc[sorted(set(frames["control"]["object"])), "name"]
+    assert len(unknown) >= 5
+    assert not [name for name in unknown if words & set(name.split())]
+    # Negative control: chance did draw names of known words, so leaving them out is not for nothing.
+    assert [name for name in names.loc[~names["seen"], "name"] if words & set(name.split())]
 
 
 def test_a_style_is_judged_on_objects_that_neither_training_nor_search_saw(shipped):
