@@ -5,8 +5,8 @@
     data/sets/retain          the other half of the trained drawings
     data/sets/search          a hand that is never trained on: step sizes are searched on it
     data/sets/holdout         whole hands that neither training nor search sees: verdicts are computed on it
-    data/sets/control         the holdout hands' drawings of concepts nobody trains on, named by words that the
-                              vocabulary does not hold: a model that knows "green apple" half knows "red apple"
+    data/sets/control         the holdout hands' drawings of concepts nobody trains on, with no known word in
+                              their names: a model that knows "green apple" half knows "red apple"
     data/sets/style-search    trained hands' drawings of objects outside the vocabulary
     data/sets/style-holdout   the same, other objects: "an unseen thing in that hand"
     data/sets/style-control   the holdout hands' drawings of those other objects: hands nobody trained on
