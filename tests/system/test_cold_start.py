@@ -52,6 +52,17 @@ def test_flows_on_workers_keep_as_quiet_as_the_command_line() -> None:
         assert QUIET.items() <= deployment["work_pool"]["job_variables"]["env"].items()
 
 
+def test_the_first_command_in_a_new_workspace_says_nothing_but_what_went_wrong(tmp_path: Path) -> None:
+    """Prefect warns where its folder's parent is not there yet; an empty model folder stops it early."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environ["SLUGLINE_HOME"] = str(tmp_path / "home")
+    (tmp_path / "model").mkdir()
+    given = ("models", "import", "--name", "x", "--folder", str(tmp_path / "model"))
+    done = slugline(*given, environ=environ)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
 def test_a_private_server_dies_with_its_owner_and_keeps_no_run(tmp_path: Path) -> None:
     """Prefect's own temporary server lives on after SIGKILL.  The second one here begins with a copy."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
