@@ -6,7 +6,8 @@ The same request, sets and model for all of them, in one process, jobs and piece
                 of both towers, the model copied for each.  With --evaluations N only N of them are timed
                 and the others taken at their mean.  `with_losses` adds what the released code computes
                 at every step beside the rates that decide.
-    slug        the same work, done our way: the whole front of both towers, the same stop
+    slug        the same work, done our way: the whole front of both towers, the same stop.  Both take
+                the same gradients first; `ratio_search` leaves those out and compares what follows
     others      slug-preconditioned, and what slugline.yaml treats the model with
 
 Seconds are CPU seconds of all threads, medians over --repeats.
@@ -68,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     paper = found["paper"]
     print(f"paper: {paper['seconds']:.1f} s ({paper['evaluations_timed']} of {paper['evaluations']} timed)")
     for label, own in found["ours"].items():
-        print(f"{label}: {own['seconds']:.2f} s, {own['ratio']:.1f} x")
+        print(
+            f"{label}: {own['seconds']:.2f} s, {own['ratio']:.1f} x, search alone {own['ratio_search']:.1f} x"
+        )
 
 
 @dataclass
@@ -133,6 +136,7 @@ def compare(
         tell("rounds", number, repeats)
     losses = meter.seconds(lambda: procedure.losses(model, model.net, inputs, slug))
     total = {label: median(parts.profile + parts.edit for parts in own) for label, own in taken.items()}
+    searched = timed.seconds - timed.profile
     return {
         "paper": {
             "seconds": timed.seconds,
@@ -149,6 +153,7 @@ def compare(
                 "seconds": seconds,
                 "profile_seconds": median(parts.profile for parts in taken[label]),
                 "ratio": timed.seconds / seconds,
+                "ratio_search": searched / median(parts.edit for parts in taken[label]),
                 "ratio_with_losses": (timed.seconds + timed.planned * losses) / seconds,
                 "method": asdict(ours[label]),
             }

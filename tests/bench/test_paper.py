@@ -55,6 +55,10 @@ def test_ratios_are_to_the_whole_procedure(found: dict[str, Any]) -> None:
     for own in found["ours"].values():
         assert own["ratio"] == pytest.approx(found["paper"]["seconds"] / own["seconds"])
         assert own["ratio_with_losses"] > own["ratio"]
+        searched = found["paper"]["seconds"] - found["paper"]["profile_seconds"]
+        assert own["ratio_search"] == pytest.approx(
+            searched / (own["seconds"] - own["profile_seconds"]), rel=1e-6
+        )
         assert own["profile_seconds"] < own["seconds"]
     assert list(found["ours"]) == ["slug", "house"]
 
