@@ -5,7 +5,7 @@ forget gradient itself.  This module measures and chooses steps; where direction
 method's business.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -150,17 +150,17 @@ class Stepper:
 
         A multiple at which the features are no longer finite is left out.
         """
-        view, targets, points = self._view(chosen), self._all, []
-        for done, multiple in enumerate(CURVE_MULTIPLES, start=1):
-            with edited(self._weights, chosen.updates(self._directions, multiple)):
-                # Without a step every feature is known already.
-                seen = (view if multiple else self._split.view({})).both(targets)
-                if seen is not None:
-                    forgetting, retained = seen
-                    trial = self._trial(chosen, multiple, forgetting)
-                    points.append(replace(trial, retained_rate=retained))
-            progress("curve", done, len(CURVE_MULTIPLES))
-        return tuple(points)
+        seen = measured_curve(
+            self._split,
+            self._view(chosen),
+            self._all,
+            lambda multiple: chosen.updates(self._directions, multiple),
+            progress,
+        )
+        return tuple(
+            replace(self._trial(chosen, multiple, known), retained_rate=retained)
+            for multiple, known, retained in seen
+        )
 
     def edits(self, chosen: Combination) -> tuple[Edit, ...]:
         """One record per changed tensor; where concepts share it, `step_size` is the sum of their steps."""
@@ -244,6 +244,33 @@ class Stepper:
             forget_rate=seen.rate,
             forget_cosine=seen.cosine,
         )
+
+
+def measured_curve(
+    split: SearchSplit,
+    view: SplitView,
+    targets: Sequence[int],
+    updates: Callable[[float], Mapping[str, Tensor]],
+    progress: Progress,
+) -> Iterator[tuple[float, Forgetting, float]]:
+    """How well targets are known, and TA@1 of the rest, at `CURVE_MULTIPLES` of a change.
+
+    Without a change every feature is known already.  A multiple at which features are not finite is
+    left out.
+
+    Args:
+        split: what is measured on.
+        view: the split, ready for edits of the tensors that change.
+        targets: classes.
+        updates: what a multiple adds to which tensors.
+        progress: hears of every multiple.
+    """
+    for done, multiple in enumerate(CURVE_MULTIPLES, start=1):
+        with edited(split.model.parameters, updates(multiple)):
+            seen = (view if multiple else split.view({})).both(targets)
+        if seen is not None:
+            yield multiple, *seen
+        progress("curve", done, len(CURVE_MULTIPLES))
 
 
 def search_step(

@@ -44,7 +44,7 @@ from unlearning.leace import Erasure, LabelledMoments, fit_erasure
 from unlearning.linear_layers import LinearLayer, Updates, input_moments, linear_layers
 from unlearning.request import JOINT, Outcome, Profile, Progress, UnlearnInputs
 from unlearning.search_split import Forgetting, SearchSplit, SplitView
-from unlearning.stepping import CURVE_MULTIPLES, LayerStep, best_layer, search_step
+from unlearning.stepping import LayerStep, best_layer, measured_curve, search_step
 
 # Captions repeat a few templates: their covariance has so few large directions that a share of its mean
 # diagonal drowns the rest.  Measured on the reference model, where images bear more and gain by it.
@@ -235,15 +235,17 @@ class _StrengthSearch:
     def curve(self, best: LayerStep, updates: Updates, progress: Progress) -> tuple[StepTrial, ...]:
         """Forget rate, forget cosine and retained rate at `CURVE_MULTIPLES` of the chosen strength."""
         tower, stage = self._place(best.layer)
-        view, points = self._split.view({tower: stage}), []
-        for done, multiple in enumerate(CURVE_MULTIPLES, start=1):
-            strength = best.step_size * multiple
-            with edited(self._weights, _scaled(updates, strength)):
-                seen = view.both(self._targets)
-            if seen is not None:
-                points.append(self._trial(best.layer, strength, *seen))
-            progress("curve", done, len(CURVE_MULTIPLES))
-        return tuple(points)
+        seen = measured_curve(
+            self._split,
+            self._split.view({tower: stage}),
+            self._targets,
+            lambda multiple: _scaled(updates, best.step_size * multiple),
+            progress,
+        )
+        return tuple(
+            self._trial(best.layer, best.step_size * multiple, known, retained)
+            for multiple, known, retained in seen
+        )
 
     def _search(self, view: SplitView, layer: str, updates: Updates) -> LayerStep | None:
         """`least` itself, then upwards: full erasure is not given up for a smaller change."""

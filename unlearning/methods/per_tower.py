@@ -21,11 +21,10 @@ from contracts.errors import InputError
 from contracts.values import LayerScore, Method, StepTrial, Tower
 from unlearning.attempts import assign, restored
 from unlearning.families.clip import ClipModel
-from unlearning.inplace import edited
 from unlearning.request import JOINT, Outcome, Profile, Progress, UnlearnInputs
 from unlearning.retain_statistics import Wanted
 from unlearning.search_split import SearchSplit
-from unlearning.stepping import CURVE_MULTIPLES
+from unlearning.stepping import measured_curve
 
 TOWERS: tuple[Tower, ...] = ("vision", "text")
 
@@ -107,7 +106,18 @@ def edit(
             edits = outcomes[-1].edits
             changed |= {edit.layer: model.parameters[edit.layer].detach().clone() for edit in edits}
     updates = {layer: weight - model.parameters[layer].detach() for layer, weight in changed.items()}
-    curve = _curve(SearchSplit(model, inputs, method), inputs.targets, updates, progress)
+    split = SearchSplit(model, inputs, method)
+    seen = measured_curve(
+        split,
+        split.view(dict.fromkeys(TOWERS, 0)),
+        inputs.targets,
+        lambda multiple: {layer: update * multiple for layer, update in updates.items()},
+        progress,
+    )
+    curve = tuple(
+        StepTrial(JOINT, JOINT, "text", multiple, known.rate, known.cosine, retained)
+        for multiple, known, retained in seen
+    )
     assign(model.parameters, changed)
     return Outcome(
         edits=tuple(edit for outcome in outcomes for edit in outcome.edits),
@@ -140,18 +150,3 @@ def _own(profile: Profile, tower: Tower) -> Profile:
         {concept: tuple(s for s in own if s.tower == tower) for concept, own in profile.scores.items()},
         {label.removeprefix(mark): d for label, d in profile.directions.items() if label.startswith(mark)},
     )
-
-
-def _curve(
-    split: SearchSplit, targets: tuple[int, ...], updates: Mapping[str, torch.Tensor], progress: Progress
-) -> tuple[StepTrial, ...]:
-    """Forget rate, forget cosine and retained rate at `CURVE_MULTIPLES` of both changes together."""
-    view, points = split.view(dict.fromkeys(TOWERS, 0)), []
-    for done, multiple in enumerate(CURVE_MULTIPLES, start=1):
-        with edited(split.model.parameters, {layer: update * multiple for layer, update in updates.items()}):
-            seen = view.both(targets)
-        if seen is not None:
-            known, retained = seen
-            points.append(StepTrial(JOINT, JOINT, "text", multiple, known.rate, known.cosine, retained))
-        progress("curve", done, len(CURVE_MULTIPLES))
-    return tuple(points)
