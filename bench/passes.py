@@ -3,13 +3,14 @@
 Tell is called with (what, items done, items).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from contracts.values import Method
 from tasks.progress import Tell
-from unlearning.families.clip import ClipModel
+from unlearning.families.clip import ClipModel, Images
 from unlearning.inplace import requiring_grad
 from unlearning.objectives import forget_loss, retain_loss
 from unlearning.request import UnlearnInputs
@@ -18,23 +19,16 @@ from unlearning.zero_shot import fill_templates
 
 def forget_pass(model: ClipModel, inputs: UnlearnInputs, method: Method, tell: Tell) -> None:
     """One forward and one backward pass over the forget set, to every candidate tensor."""
-    tokens, pixels = model.tokenize(inputs.forget_captions), torch.as_tensor(inputs.forget_images)
-    layers = [c.name for c in model.candidates()]
-    with requiring_grad(model.net, layers):
-        for rows in _pieces(len(pixels), method, "forget", tell):
-            image = model.image_features(model.preprocess(pixels[rows]))
-            _backward(model, layers, forget_loss(image, model.text_features(tokens[rows])))
+    _gradient_pass(model, inputs.forget_images, inputs.forget_captions, forget_loss, method, "forget", tell)
 
 
 def retain_pass(model: ClipModel, inputs: UnlearnInputs, method: Method, tell: Tell) -> None:
     """The same over the retain set, with the contrastive loss."""
-    tokens, pixels = model.tokenize(inputs.retain_captions), torch.as_tensor(inputs.retain_images)
-    layers = [c.name for c in model.candidates()]
-    with requiring_grad(model.net, layers):
-        for rows in _pieces(len(pixels), method, "retain", tell):
-            image = model.image_features(model.preprocess(pixels[rows]))
-            loss = retain_loss(image, model.text_features(tokens[rows]), model.logit_scale)
-            _backward(model, layers, loss)
+
+    def loss(image: Tensor, text: Tensor) -> Tensor:
+        return retain_loss(image, text, model.logit_scale)
+
+    _gradient_pass(model, inputs.retain_images, inputs.retain_captions, loss, method, "retain", tell)
 
 
 @torch.no_grad()
@@ -56,12 +50,26 @@ def preprocess_pass(model: ClipModel, inputs: UnlearnInputs, method: Method, tel
             model.preprocess(pixels[rows])
 
 
-def _pieces(n: int, method: Method, what: str, tell: Tell) -> Iterator[torch.Tensor]:
+def _pieces(n: int, method: Method, what: str, tell: Tell) -> Iterator[Tensor]:
     """Row numbers, `micro_batch` at a time; `tell` hears of every piece that is done."""
     for rows in torch.split(torch.arange(n), method.micro_batch):
         yield rows
         tell(what, int(rows[-1]) + 1, n)
 
 
-def _backward(model: ClipModel, layers: list[str], loss: torch.Tensor) -> None:
-    torch.autograd.grad(loss, [model.parameters[layer] for layer in layers], allow_unused=True)
+def _gradient_pass(
+    model: ClipModel,
+    images: Images,
+    captions: Sequence[str],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    method: Method,
+    what: str,
+    tell: Tell,
+) -> None:
+    tokens, pixels = model.tokenize(captions), torch.as_tensor(images)
+    layers = [c.name for c in model.candidates()]
+    with requiring_grad(model.net, layers):
+        for rows in _pieces(len(pixels), method, what, tell):
+            image = model.image_features(model.preprocess(pixels[rows]))
+            found = loss(image, model.text_features(tokens[rows]))
+            torch.autograd.grad(found, [model.parameters[layer] for layer in layers], allow_unused=True)

@@ -101,16 +101,17 @@ def make_model(vocabulary: bytes) -> Callable[..., ClipModel]:
     return make
 
 
-def _train(model: ClipModel, steps: int) -> None:
+def train(model: ClipModel, steps: int, rate: float = 3e-3, per_class: int = 1) -> None:
+    """Fit a tiny model to the drawings, `per_class` of every class in a batch."""
     images, labels = items(20, seed=1)
     pixels, tokens = model.preprocess(images), model.tokenize(captions(labels))
     draw_batch = torch.Generator().manual_seed(0)
     model.net.train().requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.net.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.net.parameters(), lr=rate)
     for _ in range(steps):
-        # One drawing per class in a batch: no false negatives.
         order = torch.randperm(len(labels), generator=draw_batch)
-        rows = torch.stack([order[torch.as_tensor(labels)[order] == c][0] for c in range(len(NAMES))])
+        drawn = torch.as_tensor(labels)[order]
+        rows = torch.cat([order[drawn == c][:per_class] for c in range(len(NAMES))])
         loss = retain_loss(
             model.image_features(pixels[rows]), model.text_features(tokens[rows]), torch.tensor(10.0)
         )
@@ -125,7 +126,7 @@ def _trained(make_model: Callable[..., ClipModel]) -> dict[str, dict[str, torch.
     states = {}
     for kind in VISION:
         model = make_model(kind)
-        _train(model, TRAINING_STEPS[kind])
+        train(model, TRAINING_STEPS[kind])
         states[kind] = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
     return states
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from contracts.errors import ModelError
 from contracts.values import Method
 from tests.pretrained_towers import CONTEXT, END, START, config, random_model, tokenizer_json
-from tests.unlearning.conftest import NAMES, TEMPLATES, captions, items
+from tests.unlearning.conftest import NAMES, TEMPLATES, items, train
 from unlearning import methods
 from unlearning import moments as moments_module
 from unlearning.families.clip import WEIGHTS, ClipModel, tower_of
@@ -26,7 +26,6 @@ from unlearning.inplace import edited
 from unlearning.leace import fit_erasure
 from unlearning.linear_layers import input_moments, linear_layers
 from unlearning.moments import retain_gradient_and_sums
-from unlearning.objectives import retain_loss
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +37,7 @@ def vocabulary() -> bytes:
 def _trained() -> ClipModel:
     """Trained on coloured shapes for seconds."""
     model = random_model((*NAMES, *TEMPLATES))
-    images, labels = items(20, seed=1)
-    pixels, tokens = model.preprocess(images), model.tokenize(captions(labels))
-    draw = torch.Generator().manual_seed(0)
-    model.net.train().requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.net.parameters(), lr=2e-3)
-    for _ in range(60):
-        order = torch.randperm(len(labels), generator=draw)
-        rows = torch.cat([order[torch.as_tensor(labels)[order] == c][:2] for c in range(len(NAMES))])
-        loss = retain_loss(
-            model.image_features(pixels[rows]), model.text_features(tokens[rows]), torch.tensor(10.0)
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.net.eval().requires_grad_(False)
+    train(model, steps=60, rate=2e-3, per_class=2)
     return model
 
 
