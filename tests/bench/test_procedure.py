@@ -14,8 +14,8 @@ from contracts.values import Method
 from tests.unlearning.conftest import (  # the fixtures `make_model` and `vocabulary` among them
     TRAINING_STEPS,
     Task,
-    _train,
     make_model,  # noqa: F401
+    train,
     vocabulary,  # noqa: F401
 )
 from unlearning import ClipModel, UnlearnInputs, methods
@@ -32,7 +32,7 @@ METHOD = Method(forget_at=2, micro_batch=4, retain_batch=15)
 @pytest.fixture(scope="module")
 def trained(make_model: Callable[..., ClipModel]) -> tuple[ClipModel, dict[str, Tensor]]:  # noqa: F811
     model = make_model("vit")
-    _train(model, TRAINING_STEPS["vit"])
+    train(model, TRAINING_STEPS["vit"])
     return model, {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
 
 
