@@ -70,24 +70,28 @@ def surrogates(
 
     share = distributed.share(len(rows))
     pieces = _split(rows[share], micro_batch)
-    # One tower after the other, so that their graphs are never there together.  In one piece the first one's
-    # is there from the start; the text tower, whose pass costs less, is encoded once more.
+    # One tower after the other, so that their graphs are never there together.  The first one's last piece
+    # keeps its graph while the features wait for their gradient; everything else is encoded once more.
     both: tuple[Tower, ...] = ("vision", "text")
     towers = [tower for tower in both if tower in edited]
-    kept = towers[0] if len(pieces) == 1 else None
     first: dict[Tower, list[Tensor]] = {}
-    for tower in sorted(encode, key=lambda tower: tower == kept):  # what runs beside a graph needs room too
-        with torch.set_grad_enabled(tower == kept):
-            first[tower] = [run(tower, piece) for piece in pieces]
+    # What runs beside a graph needs room too, so the tower that keeps one comes last.
+    for tower in sorted(encode, key=lambda tower: tower == towers[0]):
+        last = len(pieces) - 1 if tower == towers[0] else None
+        first[tower] = []
+        for number, piece in enumerate(pieces):
+            with torch.set_grad_enabled(number == last):
+                first[tower].append(run(tower, piece))
     # In the same order by every process, however many pieces it has.
     features = {tower: _gathered(model, first[tower], len(rows)) for tower in both}
     leaves = [features[tower].requires_grad_() for tower in towers]
     loss = retain_loss(features["vision"], features["text"], model.logit_scale)
     for tower, grad in zip(towers, torch.autograd.grad(loss, leaves), strict=True):
-        for number, piece_grad in enumerate(_split(grad[share], micro_batch)):
-            piece = first[tower].pop() if tower == kept else run(tower, pieces[number])
-            yield (piece * piece_grad).sum()
-            del piece
+        kept = first.pop(tower)[-1:] if tower == towers[0] else []
+        for piece, piece_grad in reversed([*zip(pieces, _split(grad[share], micro_batch), strict=True)]):
+            own = kept.pop() if kept else run(tower, piece)
+            yield (own * piece_grad).sum()
+            del own
 
 
 def _split(rows: Tensor, size: int) -> Sequence[Tensor]:

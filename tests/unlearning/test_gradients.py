@@ -277,6 +277,29 @@ def test_one_edited_tower_is_encoded_once_where_everything_is_one_piece(
     assert calls.count("text_features") == (1 if gradient is forget else 3)
 
 
+def test_the_last_piece_of_one_tower_waits_with_its_graph_and_is_not_encoded_again(
+    model: ClipModel, task, layers, monkeypatch
+) -> None:
+    with_graph: dict[str, list[int]] = {"image_features": [], "text_features": []}
+    without: dict[str, list[int]] = {"image_features": [], "text_features": []}
+    for name in with_graph:
+        encode = getattr(model, name)
+
+        def run(batch: torch.Tensor, name: str = name, encode=encode) -> torch.Tensor:
+            (with_graph if torch.is_grad_enabled() else without)[name].append(len(batch))
+            return encode(batch)
+
+        monkeypatch.setattr(model, name, run)
+    inputs = task.inputs(2)
+    images, captions = inputs.retain_images[:11], inputs.retain_captions[:11]
+    retain_gradient(model, images, captions, layers, retain_batch=11, micro_batch=4, seed=0)
+    assert without == {"image_features": [4, 4], "text_features": [4, 4, 3]}
+    assert {name: sorted(sizes) for name, sizes in with_graph.items()} == {
+        "image_features": [3, 4, 4],
+        "text_features": [3, 4, 4],
+    }
+
+
 def test_flags_are_restored_after_an_exception(model: ClipModel, task, layers, monkeypatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError

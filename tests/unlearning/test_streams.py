@@ -103,7 +103,10 @@ def test_items_are_numbered_along_the_stream(model: ClipModel, batches) -> None:
         watch=lambda features, rows: seen.extend(rows.tolist()),
         progress=done.append,
     )
-    assert seen == list(range(sum(len(batch) for batch in batches)))
+    ends = np.cumsum([len(batch) for batch in batches])
+    by_batch = np.split(seen, ends[:-1])
+    assert sorted(seen) == list(range(ends[-1]))
+    assert [max(own) for own in by_batch] == (ends - 1).tolist()
     assert done == list(range(1, len(batches) + 1))
 
 
