@@ -39,7 +39,7 @@ def search_pass(model: ClipModel, inputs: UnlearnInputs, method: Method, tell: T
     for rows in _pieces(len(pixels), method, "search", tell):
         model.image_features(model.preprocess(pixels[rows]))
     for rows in _pieces(len(tokens), method, "search texts", tell):
-        model.text_features(tokens[rows])
+        _text(model, tokens[rows])
 
 
 def preprocess_pass(model: ClipModel, inputs: UnlearnInputs, method: Method, tell: Tell) -> None:
@@ -48,6 +48,12 @@ def preprocess_pass(model: ClipModel, inputs: UnlearnInputs, method: Method, tel
         pixels = torch.as_tensor(images)
         for rows in _pieces(len(pixels), method, "preprocess", tell):
             model.preprocess(pixels[rows])
+
+
+def _text(model: ClipModel, tokens: Tensor) -> Tensor:
+    """open_clip's own pass: texts of full length, padding included."""
+    features: Tensor = model.net.encode_text(tokens.to(model.device), normalize=True)
+    return features
 
 
 def _pieces(n: int, method: Method, what: str, tell: Tell) -> Iterator[Tensor]:
@@ -71,5 +77,5 @@ def _gradient_pass(
     with requiring_grad(model.net, layers):
         for rows in _pieces(len(pixels), method, what, tell):
             image = model.image_features(model.preprocess(pixels[rows]))
-            found = loss(image, model.text_features(tokens[rows]))
+            found = loss(image, _text(model, tokens[rows]))
             torch.autograd.grad(found, [model.parameters[layer] for layer in layers], allow_unused=True)

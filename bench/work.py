@@ -16,8 +16,9 @@ from unlearning import methods
 from unlearning.families.clip import ClipModel
 from unlearning.request import UnlearnInputs
 from unlearning.retain_statistics import KnownRetain, measure, read, write
+from unlearning.zero_shot import class_embeddings
 
-# Images are random, so texts may be too: what is measured is time and memory, not what is known.
+# Images are random, so texts may be too: what is measured is time and memory.
 WORDS = ("red", "old", "small", "bright", "round", "cat", "house", "tree", "river", "machine", "letter")
 
 
@@ -129,7 +130,7 @@ def _seeded_concept(folder: Path, side: int, sizes: Sizes, seed: int) -> Unlearn
 def random_work(
     architecture: str, sizes: Sizes, seed: int, device: str = "cpu"
 ) -> tuple[ClipModel, UnlearnInputs]:
-    """An open_clip architecture at full size with random weights, and random sets."""
+    """An open_clip architecture at full size with random weights, and random sets labelled by itself."""
     from open_clip import get_model_config
     from open_clip.model import CLIP
 
@@ -150,32 +151,53 @@ def random_work(
     }
     model = ClipModel(config, CLIP(**model_cfg).state_dict(), device=device)
     classes = sizes.classes or len(WORDS)
+    names = tuple(f"{WORDS[i % 11]} {WORDS[i // 11 % 11]} {i}" for i in range(classes))
+    templates = ("a {}", "a picture of {}")[: Method().search_templates]
     rng = np.random.default_rng(seed)
 
     def images(n: int) -> Any:
         return rng.integers(0, 256, (n, model.image_size, model.image_size, 3), dtype=np.uint8)
 
+    search_images = images(sizes.search)
+    asked = max(1, sizes.search // 25)
+    target, labels = _answers(model, search_images, names, templates, asked)
+    others = np.delete(np.arange(classes), target)
+
     def texts(labels: Sequence[int]) -> tuple[str, ...]:
         return tuple(f"a picture of {names[label]}" for label in labels)
 
-    names = tuple(f"{WORDS[i % 11]} {WORDS[i // 11 % 11]} {i}" for i in range(classes))
-    kept = rng.integers(1, classes, sizes.retain)
-    asked = max(1, sizes.search // 25)
-    labels = np.concatenate([np.zeros(asked, np.int64), rng.integers(1, classes, sizes.search - asked)])
     return model, UnlearnInputs(
         class_ids=tuple(f"c-{i:08x}" for i in range(classes)),
         class_names=names,
-        templates=("a {}", "a picture of {}")[: Method().search_templates],
-        targets=(0,),
+        templates=templates,
+        targets=(target,),
         forget_images=images(sizes.forget),
-        forget_captions=texts([0] * sizes.forget),
-        forget_labels=np.zeros(sizes.forget, np.int64),
+        forget_captions=texts([target] * sizes.forget),
+        forget_labels=np.full(sizes.forget, target),
         retain_images=images(sizes.retain),
-        retain_captions=texts(kept.tolist()),
-        search_images=images(sizes.search),
+        retain_captions=texts(rng.choice(others, sizes.retain).tolist()),
+        search_images=search_images,
         search_labels=labels,
         seed=seed,
     )
+
+
+def _answers(
+    model: ClipModel, images: Any, names: Sequence[str], templates: Sequence[str], asked: int
+) -> tuple[int, Any]:
+    """A target that the model knows in the first `asked` images, and labels for all: its own answers.
+
+    Without weights that know anything there would be nothing to forget or to keep, and a search for the
+    step that forgets would look for what is not there.  Random weights give nearly all images the same
+    answer, so the target is the second one.
+    """
+    with torch.no_grad():
+        scores = model.encode_images(images) @ class_embeddings(model, names, templates).T
+    target = int(scores[:asked].mean(dim=0).topk(2).indices[1])
+    scores[:, target] = -torch.inf
+    labels = scores.argmax(dim=1).cpu().numpy()
+    labels[:asked] = target
+    return target, labels
 
 
 def known_retain(

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from contracts.values import Method, Tower
 from unlearning.families.clip import ClipModel
+from unlearning.families.clip_stages import Batch
 from unlearning.request import UnlearnInputs
 from unlearning.zero_shot import classification_ranks, fill_templates, pool_templates, rate_at
 
 # Classes per image, as a multiple of forget_at, that are encoded first after a text edit.
 FIRST_CLASSES = 8
-# Items to keep that are looked at before asking whether a layer can still be the best.
-LOOKED_AT = 64
+# Parts of the items to keep, after each of which it is asked whether a layer can still be the best.
+LOOKS = 8
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,14 @@ class SearchSplit:
         self.class_embeddings = whole.class_embeddings(torch.arange(self.n_classes))
         self.kept_rows = torch.nonzero(~torch.isin(self.labels, self.targets)).flatten()
 
-    def view(self, stages: Mapping[Tower, int]) -> "SplitView":
-        """The split, ready for edits at or after the given stage of each named tower."""
-        return SplitView(self, stages)
+    def view(self, stages: Mapping[Tower, int], before: "SplitView | None" = None) -> "SplitView":
+        """The split, ready for edits at or after the given stage of each named tower.
+
+        Args:
+            stages: by tower.
+            before: a view at the same weights that stands earlier, to go on from in its towers.
+        """
+        return SplitView(self, stages, before)
 
     def rows_of(self, classes: Sequence[int]) -> Tensor:
         """The images that show one of the classes, ascending."""
@@ -91,12 +97,17 @@ class SplitView:
     """The search split from some stage on: every method measures under the weights of the moment."""
 
     @torch.no_grad()
-    def __init__(self, split: SearchSplit, stages: Mapping[Tower, int]) -> None:
+    def __init__(
+        self, split: SearchSplit, stages: Mapping[Tower, int], before: "SplitView | None" = None
+    ) -> None:
         self._split, self._stages = split, stages
-        self._entering = {
-            tower: split.model.staged(tower).run(split.start[tower], 0, first, split.method.micro_batch)
-            for tower, first in stages.items()
-        }
+        self._entering: dict[Tower, list[Batch]] = {}
+        for tower, first in stages.items():
+            start, done = split.start[tower], 0
+            if before is not None and tower in before._stages:
+                start, done = before._entering[tower], before._stages[tower]
+            run = split.model.staged(tower).run
+            self._entering[tower] = run(start, done, first, split.method.micro_batch)
 
     @torch.no_grad()
     def image_features(self, rows: Tensor) -> Tensor:
@@ -194,7 +205,7 @@ class SplitView:
         split = self._split
         classes, right = self.class_embeddings(torch.arange(split.n_classes)).T, 0
         left = n = len(split.kept_rows)
-        for rows in torch.split(split.kept_rows, LOOKED_AT):
+        for rows in torch.split(split.kept_rows, -(-n // LOOKS)):
             scores = self.image_features(rows) @ classes
             if not bool(torch.isfinite(scores).all()):
                 return 0.0

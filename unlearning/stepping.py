@@ -22,7 +22,7 @@ from unlearning.search_split import Forgetting, SearchSplit, SplitView
 
 # The first step changes a layer by a tenth of its norm: SLUG's released code; its Algorithm 1 prints another.
 FIRST_RELATIVE_STEP = 0.1
-CURVE_MULTIPLES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
+CURVE_MULTIPLES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 Directions = Mapping[str, Mapping[str, Tensor]]
 """Direction by concept id and layer; neither it nor the weight may have norm zero."""
@@ -97,8 +97,9 @@ class Stepper:
         jobs = [(concept, layer) for concept, own in self._directions.items() for layer in own]
         found: dict[tuple[str, str], LayerStep | None] = {}
         best = dict.fromkeys(self._directions, 0.0)
+        view = None
         for (tower, stage), group in groupby(sorted(jobs, key=self._place), key=self._place):
-            view = self._split.view({tower: stage})
+            view = self._split.view({tower: stage}, before=view)
             for concept, layer in group:
                 step = found[concept, layer] = self._search_layer(view, concept, layer, best[concept])
                 if step is not None and step.reached:

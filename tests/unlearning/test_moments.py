@@ -97,7 +97,8 @@ class Witness:
         def hook(module: nn.MultiheadAttention, args: tuple[Tensor, ...], kwargs: dict) -> None:
             x = args[0]
             projected = functional.linear(x, module.in_proj_weight, module.in_proj_bias)
-            mask = None if name.startswith("visual.") else self.mask
+            n = x.shape[1]  # an empty text is shorter than the mask
+            mask = None if name.startswith("visual.") else self.mask[:n, :n]
             self.inputs[f"{name}.in_proj_weight"] = x
             self.inputs[f"{name}.out_proj.weight"] = attended(
                 *projected.chunk(3, dim=-1), module.num_heads, mask
@@ -125,7 +126,7 @@ def expected(model: ClipModel, task) -> dict[str, tuple[Tensor, int, Tensor | No
     up_to_end, at_end = places <= ends[:, None], places == ends[:, None]
     model.net.requires_grad_(True)
     image = model.image_features(model.preprocess(inputs.retain_images))
-    text = model.text_features(tokens)
+    text = functional.normalize(model.net.encode_text(tokens), dim=-1)
     order = torch.randperm(len(image), generator=torch.Generator().manual_seed(0))
     batches = order.split(RETAIN_BATCH)
     loss = sum(retain_loss(image[b], text[b], model.logit_scale) for b in batches) / len(batches)

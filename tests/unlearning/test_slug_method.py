@@ -112,6 +112,7 @@ def test_the_whole_search_agrees_with_a_plain_implementation(model: ClipModel, t
     assert len(front) >= 4
     assert {s.tower for s in scores if s.on_front} == {"vision", "text"}
     best: tuple[float, float, str, float] | None = None
+    given_up = []
     for layer, trials in expected.items():
         ours = [t for t in outcome.trials if t.layer == layer]
         assert [t.step_size for t in ours] == pytest.approx([t[0] for t in trials], rel=1e-4), layer
@@ -119,10 +120,13 @@ def test_the_whole_search_agrees_with_a_plain_implementation(model: ClipModel, t
         reaching = [t for t in trials if t[1] <= task.method.forget_target]
         if reaching:
             step, _, ta = min(reaching)
-            assert [t.retained_rate for t in ours if t.retained_rate is not None] == [ta], layer
+            kept = [t.retained_rate for t in ours if t.retained_rate is not None]
+            assert kept in ([ta], []), layer
+            given_up += [] if kept else [ta]
             change = 0.1 * step / trials[0][0]
             best = min(filter(None, [best, (-ta, change, layer, step)]))
     assert best is not None
+    assert all(ta < -best[0] for ta in given_up)
     (edit,) = outcome.edits
     assert (edit.layer, edit.concepts) == (best[2], (inputs.class_ids[TARGET],))
     assert edit.step_size == pytest.approx(best[3], rel=1e-4)
@@ -290,14 +294,14 @@ def test_the_layer_that_keeps_most_wins() -> None:
         best_layer([])
 
 
-@pytest.mark.parametrize("piece", [1, 5])
+@pytest.mark.parametrize("looks", [8, 1000])
 def test_a_layer_is_given_up_only_where_it_cannot_win(
-    model: ClipModel, task, monkeypatch, piece: int
+    model: ClipModel, task, monkeypatch, looks: int
 ) -> None:
     inputs, before = task.inputs(TARGET), state(model)
     outcomes, weights = [], []
-    for size in (10_000, piece):  # in one piece every item is looked at before anybody asks
-        monkeypatch.setattr(search_split, "LOOKED_AT", size)
+    for times in (1, looks):  # in one piece every item is looked at before anybody asks
+        monkeypatch.setattr(search_split, "LOOKS", times)
         model.net.load_state_dict(before)
         outcomes.append(unlearn(model, inputs, task.method))
         weights.append(state(model))
@@ -315,9 +319,10 @@ def test_a_layer_is_given_up_only_where_it_cannot_win(
 
 def test_what_is_kept_is_counted_exactly_or_not_at_all(model: ClipModel, task, monkeypatch) -> None:
     view = SearchSplit(model, task.inputs(TARGET), task.method).view({"vision": 0})
+    monkeypatch.setattr(search_split, "LOOKS", 1)
     whole = view.retained_rate()
     assert 0.0 < whole < 1.0
-    monkeypatch.setattr(search_split, "LOOKED_AT", 3)
+    monkeypatch.setattr(search_split, "LOOKS", 5)
     assert view.retained_rate() == whole
     assert view.retained_rate_unless_below(whole) == whole
     assert view.retained_rate_unless_below(2.0) is None

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from contracts.canonical import file_sha256
 from contracts.errors import InputError, ModelError
@@ -214,9 +215,8 @@ class ClipModel:
         return features
 
     def text_features(self, tokens: Tensor) -> Tensor:
-        """Normalised features (N, D) of token ids (N, L); open_clip's own, differentiable forward pass."""
-        features: Tensor = self.net.encode_text(tokens.to(self.device), normalize=True)
-        return features
+        """Normalised features (N, D) of token ids (N, L); as open_clip's own, but padding costs nothing."""
+        return functional.normalize(self._stages.text_features(self.net, tokens), dim=-1)
 
     @torch.no_grad()
     def encode_images(self, images: Images, micro_batch: int = 64) -> Tensor:

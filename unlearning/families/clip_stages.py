@@ -2,13 +2,13 @@
 
 A search changes one tensor at a time and asks for the features again.  Everything before the
 edited tensor stays what it was, so the activations entering its stage are kept and only the
-rest of the tower runs.  Three further savings, all exact (no activation that can reach the
-feature is dropped), hold for a causal text tower pooled at the end-of-text token (EOT):
+rest of the tower runs.  Further savings, all exact (no activation that can reach the feature is
+dropped): in the last block of a transformer only the token that is pooled needs a query and an MLP;
+and in a causal text tower pooled at the end-of-text token (EOT)
 
 * tokens after EOT cannot influence it, so texts are grouped by length and never padded;
 * the tokens that a template's texts begin with are computed once per template, as in prefix
-  caching of language models;
-* in the last block only the EOT token needs a query and an MLP.
+  caching of language models.
 
 Results differ from open_clip's own forward pass only by the order of floating-point sums.
 
@@ -143,7 +143,9 @@ def vision_tower(visual: Any, preprocess: Callable[[Tensor], Tensor]) -> StagedT
     for i, block in enumerate(visual.transformer.resblocks):
         _check_block(block)
         at = f"visual.transformer.resblocks.{i}."
-        stages.append(row_stage((f"{at}ln_1.", f"{at}attn.", f"{at}ls_1."), _self_attention(block)))
+        first_only = visual.pool_type == "tok" and i == len(visual.transformer.resblocks) - 1
+        attend = _self_attention(block, first_only)
+        stages.append(row_stage((f"{at}ln_1.", f"{at}attn.", f"{at}ls_1."), attend))
         stages.append(row_stage((f"{at}ln_2.", f"{at}mlp.", f"{at}ls_2."), _mlp(block)))
     stages.append(row_stage(("visual.ln_post.", "visual.proj"), lambda x: visual._pool(x)[0] @ visual.proj))
     return StagedTower(tuple(stages))
@@ -174,6 +176,20 @@ def text_tower(net: Any) -> StagedTower:
 def text_lengths(net: Any, tokens: Tensor) -> Tensor:
     """(n,) tokens of each text (n, context) up to EOT, the highest id of a row."""
     return tokens.argmax(dim=-1) + 1
+
+
+def text_features(net: Any, tokens: Tensor) -> Tensor:
+    """(n, D) what `net.encode_text` makes of texts; its forward pass, without the padding that all have.
+
+    Args:
+        net: the open_clip `CLIP` model.
+        tokens: (n, context) ids, padded after EOT, the highest id of a row.
+    """
+    ends = text_lengths(net, tokens) - 1
+    n = int(ends.max()) + 1
+    x = net.token_embedding(tokens[:, :n].to(net.positional_embedding.device)) + net.positional_embedding[:n]
+    x = net.ln_final(net.transformer(x, attn_mask=net.attn_mask[:n, :n]))
+    return _projected(net, x[torch.arange(len(x)), ends])
 
 
 def text_batches(net: Any, tokens: Tensor, groups: Tensor) -> list[Batch]:
@@ -215,8 +231,16 @@ def _check_block(block: nn.Module) -> None:
         raise ModelError(f"transformer blocks of type {type(block).__name__} are not supported")
 
 
-def _self_attention(block: Any) -> Callable[[Tensor], Tensor]:
-    return lambda x: x + block.ls_1(block.attention(block.ln_1(x)))
+def _self_attention(block: Any, first_only: bool) -> Callable[[Tensor], Tensor]:
+    """Residual attention; `first_only` leaves the first token alone, the one that a head is to read."""
+
+    def attend(x: Tensor) -> Tensor:
+        tokens = block.ln_1(x)
+        n = 1 if first_only else x.shape[1]
+        attended: Tensor = block.ls_1(block.attention(tokens[:, :n], tokens, tokens))
+        return x[:, :n] + attended
+
+    return attend
 
 
 def _mlp(block: Any) -> Callable[[Tensor], Tensor]:
@@ -252,7 +276,10 @@ def _causal_attention(block: Any, mask: Tensor, eot_only: bool) -> Callable[[Bat
 
 
 def _text_head(net: Any, own: Tensor) -> Tensor:
-    pooled: Tensor = net.ln_final(own[:, -1])
+    return _projected(net, net.ln_final(own[:, -1]))
+
+
+def _projected(net: Any, pooled: Tensor) -> Tensor:
     if net.text_projection is None:
         return pooled
     if isinstance(net.text_projection, nn.Linear):

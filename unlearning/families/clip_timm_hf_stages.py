@@ -70,6 +70,19 @@ def text_lengths(net: Any, tokens: Tensor) -> Tensor:
     return lengths
 
 
+def text_features(net: Any, tokens: Tensor) -> Tensor:
+    """(n, D) what `net.encode_text` makes of texts, without the padding that all of them have.
+
+    Args:
+        net: the open_clip `CustomTextCLIP` model.
+        tokens: (n, L) ids, padded at the end.
+    """
+    features: Tensor = net.encode_text(
+        tokens[:, : int(text_lengths(net, tokens).max())].to(net.logit_scale.device)
+    )
+    return features
+
+
 def text_batches(net: Any, tokens: Tensor, groups: Tensor) -> list[Batch]:
     """Embedded texts, one batch per length; embeddings are never edited.
 

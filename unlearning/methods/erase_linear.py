@@ -220,9 +220,9 @@ class _StrengthSearch:
     def layers(self, layers: Mapping[str, Updates], progress: Progress) -> list[LayerStep]:
         """The best strength of every layer; one where every strength tried breaks the model is left out."""
         found: list[LayerStep] = []
-        done = 0
+        done, view = 0, None
         for (tower, stage), group in groupby(sorted(layers, key=self._place), key=self._place):
-            view = self._split.view({tower: stage})
+            view = self._split.view({tower: stage}, before=view)
             for layer in group:
                 done += 1
                 step = self._search(view, layer, layers[layer])
