@@ -28,7 +28,7 @@ from typing import Any
 from bench.case import Settings
 from bench.compare_plots import plots
 from bench.compare_table import page
-from bench.contenders import HEADLINES
+from bench.contenders import HEADLINES, table
 from bench.gold import prepare_union
 from bench.models import add_model_options, base_model, model_folder
 from bench.provenance import provenance
@@ -36,11 +36,12 @@ from bench.requests import Kind, draw, linked_sets, usable
 from bench.rows import Row, Rows
 from bench.seeds import over_seeds
 from bench.summary import aggregate
-from bench.worklist import Asked, Work, World, measure, parse_audits, worklist
+from bench.worklist import Asked, Work, World, measure, parse_audits, parse_part, worklist
 from contracts.errors import SluglineError
 from contracts.values import Axis
 from tasks.house import Rules, choose, repository
 from tasks.plan import read_labels
+from unlearning import methods
 
 DEFAULT_AUDITS = "probe,kernel,retrieval,relearn,quantise"
 
@@ -55,6 +56,7 @@ def main() -> None:
     picked = tuple(label.strip() for label in options.methods.split(",") if label.strip())
     asked = Asked(
         models={base.label: base.folder, **seeds},
+        table=table(methods.names()),
         picked=picked,
         headlines=picked or HEADLINES,
         seeds=tuple(seeds),
@@ -114,14 +116,6 @@ def write(out: Path, result: Mapping[str, Any], rows: Sequence[Row]) -> None:
         (out / name).write_bytes(drawing)
 
 
-def _part(text: str) -> tuple[int, int]:
-    """`2/3` as (2, 3)."""
-    i, _, n = text.partition("/")
-    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
-        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, got {text!r}")
-    return int(i), int(n)
-
-
 def _house_labels(works: Sequence[Work], houses: Mapping[Axis, Rules]) -> dict[Kind, str]:
     """Which contender is treated as slugline.yaml says, by kind of request; absent if none is."""
     own = {axis: choose(house, {}).method for axis, house in houses.items()}
@@ -146,7 +140,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("bench/results/compare"))
     parser.add_argument("--limit-seconds", type=float, help="begin no row after that")
-    parser.add_argument("--part", type=_part, default=(1, 1), metavar="I/N")
+    parser.add_argument("--part", type=parse_part, default=(1, 1), metavar="I/N")
     parser.add_argument("--list", action="store_true", help="print the requests and do nothing")
     parser.add_argument("--json", action="store_true")
     told = Settings()

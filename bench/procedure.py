@@ -67,16 +67,16 @@ def gradients(model: ClipModel, inputs: UnlearnInputs, method: Method) -> tuple[
     """
     net = deepcopy(model.net).requires_grad_(True)
     pixels, tokens = torch.as_tensor(inputs.forget_images), model.tokenize(inputs.forget_captions)
-    for rows in torch.arange(len(pixels)).split(method.micro_batch):
+    for rows in torch.split(torch.arange(len(pixels)), method.micro_batch):
         image, text = _encode(model, net, pixels[rows], tokens[rows])
-        (forget_loss(image, text) * (len(rows) / len(pixels))).backward()
+        (forget_loss(image, text) * (len(rows) / len(pixels))).backward()  # type: ignore[no-untyped-call]
     forget = _taken(net)
     pixels, tokens = torch.as_tensor(inputs.retain_images), model.tokenize(inputs.retain_captions)
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(inputs.seed))
-    batches = order.split(method.retain_batch)
+    batches = torch.split(order, method.retain_batch)
     for rows in batches:
         image, text = _encode(model, net, pixels[rows], tokens[rows])
-        (retain_loss(image, text, net.logit_scale.exp()) / len(batches)).backward()
+        (retain_loss(image, text, net.logit_scale.exp()) / len(batches)).backward()  # type: ignore[no-untyped-call]
     return forget, _taken(net)
 
 
@@ -132,8 +132,8 @@ def evaluate(model: ClipModel, net: Any, inputs: UnlearnInputs, method: Method) 
     """
     pixels, labels = torch.as_tensor(inputs.search_images), torch.as_tensor(inputs.search_labels)
     tokens = model.tokenize(fill_templates(inputs.class_names, inputs.templates))
-    images = torch.cat([_image(model, net, part) for part in pixels.split(method.micro_batch)])
-    texts = torch.cat([_text(model, net, part) for part in tokens.split(method.micro_batch)])
+    images = torch.cat([_image(model, net, part) for part in torch.split(pixels, method.micro_batch)])
+    texts = torch.cat([_text(model, net, part) for part in torch.split(tokens, method.micro_batch)])
     classes = functional.normalize(
         texts.view(len(inputs.templates), len(inputs.class_names), -1).mean(0), dim=1
     )
@@ -153,7 +153,7 @@ def losses(model: ClipModel, net: Any, inputs: UnlearnInputs, method: Method) ->
 
     def batches(images: Images, captions: Sequence[str]) -> Iterator[tuple[Tensor, Tensor]]:
         pixels, tokens = torch.as_tensor(images), model.tokenize(captions)
-        for rows in torch.arange(len(pixels)).split(method.micro_batch):
+        for rows in torch.split(torch.arange(len(pixels)), method.micro_batch):
             yield _encode(model, net, pixels[rows], tokens[rows])
 
     scale = net.logit_scale.exp()

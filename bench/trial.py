@@ -120,7 +120,7 @@ def _figures(figures: Measurements) -> Row:
         for name, drop in figures.drops.items()
         if name.startswith("neighbour.")
     }
-    return _rounded(
+    found: Row = _rounded(
         {
             "rates": {
                 name: {state: asdict(figures.rates[f"{name}.{state}"]) for state in ("before", "after")}
@@ -131,6 +131,7 @@ def _figures(figures: Measurements) -> Row:
             "worst_neighbour": max(singles, key=lambda label: singles[label]) if singles else None,
         }
     )
+    return found
 
 
 def _verdict(verdict: Verdict) -> Row:

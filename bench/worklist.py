@@ -1,5 +1,6 @@
 """Which rows are asked for, and measuring those that are missing."""
 
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from bench.audits import AUDITS
 from bench.case import Case, Settings
-from bench.contenders import RETRAINED, Contender, contenders, table
+from bench.contenders import RETRAINED, Contender, contenders
 from bench.gold import Gold, find
 from bench.provenance import commit
 from bench.requests import KINDS, Request
@@ -18,9 +19,8 @@ from bench.rows import Rows, row_key
 from bench.trial import trial
 from contracts.canonical import file_sha256
 from contracts.errors import DigestMismatch, InputError
-from contracts.values import Axis
+from contracts.values import Axis, Method
 from tasks.house import Rules, choose
-from unlearning import methods
 from unlearning.determinism import deterministic
 from unlearning.families.clip import WEIGHTS, ClipModel
 
@@ -34,6 +34,7 @@ class Asked:
 
     Attributes:
         models: folder by name.
+        table: contenders by label.
         picked: labels of the contenders; none means all.
         headlines: the same for models of other training seeds.
         seeds: names of those models.
@@ -45,6 +46,7 @@ class Asked:
     """
 
     models: Mapping[str, Path]
+    table: Mapping[str, Method]
     picked: tuple[str, ...]
     headlines: tuple[str, ...]
     seeds: tuple[str, ...]
@@ -87,6 +89,14 @@ class Work:
     gold: Gold | None
 
 
+def parse_part(text: str) -> tuple[int, int]:
+    """`2/3` as (2, 3)."""
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise ArgumentTypeError(f"expected I/N with 1 <= I <= N, got {text!r}")
+    return int(i), int(n)
+
+
 def parse_audits(text: str, settings: Settings) -> Audits:
     """`probe,relearn:4` or `none` as audits.
 
@@ -110,7 +120,6 @@ def worklist(asked: Asked, requests: Sequence[Request], houses: Mapping[Axis, Ru
         InputError: a label of a contender is unknown.
         OSError: a model's weights cannot be read.
     """
-    known = table(methods.names())
     own = {axis: choose(house, {}).method for axis, house in houses.items()}
     stops: dict[Axis, int | None] = {
         "object": asked.forget_at,
@@ -135,7 +144,7 @@ def worklist(asked: Asked, requests: Sequence[Request], houses: Mapping[Axis, Ru
             fitting = {
                 # What fits into memory is the model's business, and no part of the comparison.
                 label: replace(method, micro_batch=own[request.axis].micro_batch)
-                for label, method in known.items()
+                for label, method in asked.table.items()
             }
             for contender in contenders(fitting, picked, request.axis, stops):
                 key = row_key(weights, request.targets, contender.sha256)

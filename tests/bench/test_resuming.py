@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bench.case import Settings
+from bench.contenders import table
 from bench.requests import Request
 from bench.rows import Rows, row_key
 from bench.worklist import Asked, Work, parse_audits, worklist
@@ -89,6 +90,7 @@ def works(models: dict[str, Path], audits: str = "none", **changes: Any) -> list
     asked = Asked(
         **{
             "models": models,
+            "table": table(("slug", "ccup")),
             "picked": ("slug", "ccup"),
             "headlines": ("slug",),
             "seeds": (),

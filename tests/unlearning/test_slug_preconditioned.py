@@ -166,6 +166,22 @@ def test_the_projection_and_the_best_predicted_layers_of_each_tower_are_searched
     assert set(one) == made_by
 
 
+def test_a_named_layer_is_the_only_one_and_gets_the_same_direction(model: ClipModel, task) -> None:
+    inputs = task.inputs(TARGET)
+    concept, layer = inputs.class_ids[TARGET], "transformer.resblocks.0.mlp.c_fc.weight"
+    all_of_them = methods.profile(model, inputs, preconditioned(task, layers=1000)).directions[concept]
+    (alone,) = methods.profile(model, inputs, preconditioned(task, layer=layer)).directions.values()
+    assert list(alone) == [layer]
+    torch.testing.assert_close(alone[layer], all_of_them[layer], rtol=1e-3, atol=1e-5)
+    for told, match in (
+        ({"layer": "transformer.resblocks.0.ln_1.weight"}, "no matrix of the vision or text tower"),
+        ({"layer": "c_fc"}, "'c_fc' is no matrix"),
+        ({"layer": layer, "widest": 4}, "more inputs than `widest` allows, 4"),
+    ):
+        with pytest.raises(InputError, match=match):
+            methods.profile(model, inputs, preconditioned(task, **told))
+
+
 def test_the_pareto_choice_is_slugs_front_of_matrices(model: ClipModel, task) -> None:
     inputs = task.inputs(TARGET)
     method = preconditioned(task, choose="pareto", widest=10**6)

@@ -44,6 +44,7 @@ class Options:
 
     epsilon: damping of C, relative to its mean diagonal; large values give SLUG's step.
     output_epsilon: damping of the output factor, relative likewise; None leaves that factor out.
+    layer: the one weight to edit; None for those that `choose` finds.
     choose: "predicted" gain per disturbance, or SLUG's "pareto" front (of matrices).
     layers: how many of each tower are searched where the choice is "predicted", its projection included.
     concepts: "joint" takes one gradient, one layer and one step for all concepts of a request; "apart" one
@@ -56,6 +57,7 @@ class Options:
 
     epsilon: float = 0.01
     output_epsilon: float | None = None
+    layer: str | None = None
     choose: Literal["predicted", "pareto"] = "predicted"
     layers: int = 3
     concepts: Literal["joint", "apart"] = "joint"
@@ -77,10 +79,16 @@ def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: P
     `on_front` of a score says that the layer is searched.
 
     Raises:
+        InputError: the layer that is asked for is no matrix of these towers, or wider than `widest`.
         ModelError: a gradient or second moment is not finite, or epsilon is too small for rounding.
     """
     options = from_plain(Options, method.options)
     named = {c.name: c for c in model.candidates() if c.tower in method.towers and len(c.shape) > 1}
+    if options.layer is not None:
+        if options.layer not in named:
+            towers = " or ".join(method.towers)
+            raise InputError(f"{options.layer!r} is no matrix of the {towers} tower that can be edited")
+        named = {options.layer: named[options.layer]}
     retain, moments = _retain_side(model, inputs, method, options, list(named), progress)
     # Popped, so that moments and factors of all layers are never there together.
     solvers = {
@@ -88,6 +96,8 @@ def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: P
         for layer in list(moments)
     }
     candidates = [named[layer] for layer in named if layer in solvers]
+    if options.layer is not None and not candidates:
+        raise InputError(f"{options.layer} has more inputs than `widest` allows, {options.widest}")
     scores: dict[str, tuple[LayerScore, ...]] = {}
     directions = {}
     several = options.concepts == "joint" and len(inputs.targets) > 1

@@ -1,0 +1,177 @@
+"""Which layer?  The preconditioned step in every layer, each by itself.  `python -m bench.layers --json`
+
+For every request (drawn by seed, as `bench.compare` does) and every matrix of both towers the step is
+searched in that layer alone, judged by the gates on the holdout hands and audited: what it costs to find,
+what it costs in accuracy, what a probe still finds, what fine-tuning on the retain set brings back.
+
+    rule    what the method itself would search: of each tower the projection, and the layers with the
+            highest predicted gain per disturbance
+    --part 1/2    every second request: several processes may share one OUT
+
+Rows are appended to OUT/rows.jsonl; the same command continues where it ended.  summary.json, table.md and
+layers.svg are written anew from all rows asked for.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.case import Settings
+from bench.contenders import COMMON, TEXT, VISION
+from bench.models import Base, add_model_options, base_model
+from bench.provenance import provenance
+from bench.requests import Kind, draw, linked_sets, usable
+from bench.rows import Row, Rows
+from bench.summary import COLUMNS, shown, summarise
+from bench.worklist import Asked, World, measure, parse_audits, parse_part, worklist
+from contracts.canonical import from_plain
+from contracts.errors import SluglineError
+from contracts.values import Method
+from report.plots import theme
+from tasks.house import repository
+from tasks.plan import read_labels
+from unlearning.families.clip import ClipModel, tower_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+METHOD = "slug-preconditioned"
+AUDITS = "probe,relearn"
+RULE = {"text": "the rule, text", "vision": "the rule, vision"}
+FIGURES = ("fa1", "fa5", "ta1_drop", "neighbours_drop", "caught", "relearned", "cpu_seconds")
+
+
+def layer_table(model: ClipModel) -> dict[str, Method]:
+    """Label -> method: the rule in either tower, then every matrix by itself, in the order of the towers."""
+    of_tower = {"text": TEXT, "vision": VISION}
+    found = {RULE[tower]: {"name": METHOD, **told} for tower, told in of_tower.items()}
+    for candidate in model.candidates():
+        if len(candidate.shape) > 1:
+            own = {"name": METHOD, **of_tower[candidate.tower], "options": {"layer": candidate.name}}
+            found[candidate.name] = own
+    return {label: from_plain(Method, {**COMMON, **told}) for label, told in found.items()}
+
+
+def main() -> None:
+    """Measure every layer, write rows, summary, table and figure; print the table, or JSON."""
+    options = _arguments()
+    repo, settings = repository(), Settings()
+    base = base_model(repo, options.model, options.rules)
+    model = base.load()
+    asked = Asked(
+        models={base.label: base.folder},
+        table=layer_table(model),
+        picked=(),
+        headlines=(),
+        seeds=(),
+        forget_at=None,
+        audits=parse_audits(options.audits, settings),
+        settings=settings,
+        retrained=None,
+        threads=options.threads,
+    )
+    found = _rows(asked, base, options)
+    depth = {label: place for place, label in enumerate(by_depth(model, asked.table))}
+    labels = sorted({row["label"] for row in found}, key=lambda label: depth[label])
+    result = {
+        "provenance": provenance("bench.layers"),
+        "model": base.label,
+        "requests": sorted({row["request"] for row in found}),
+        "layers": {label: summarise([r for r in found if r["label"] == label]) for label in labels},
+    }
+    (options.out / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
+    (options.out / "table.md").write_text(page(result))
+    with theme.drawing():
+        (options.out / "layers.svg").write_bytes(theme.svg(drawing(found, labels)))
+    print(json.dumps(result, indent=2) if options.json else page(result))
+
+
+def _rows(asked: Asked, base: Base, options: argparse.Namespace) -> list[Row]:
+    repo, houses = repository(), base.houses(repository())
+    with ExitStack() as stack:
+        folders = {axis: stack.enter_context(linked_sets(repo, house)) for axis, house in houses.items()}
+        labels = read_labels(repo / houses["object"].labels)
+        known = {axis: usable(folder, axis) for axis, folder in folders.items()}
+        counts: dict[Kind, int] = {"single": options.singles, "family": options.families}
+        requests = draw(labels, known, counts, options.seed)
+        works = worklist(asked, requests, houses)
+        options.out.mkdir(parents=True, exist_ok=True)
+        rows = Rows(options.out / "rows.jsonl")
+        measure(asked, World(repo, houses, folders), works, rows, options.part, options.limit_seconds)
+    return rows.of([work.key for work in works])
+
+
+def by_depth(model: ClipModel, table: Mapping[str, Method]) -> list[str]:
+    """The rules, then layers as their tower runs."""
+
+    def place(label: str) -> tuple[bool, str, int]:
+        if label in RULE.values():
+            return False, label, 0
+        tower = tower_of(label)
+        return True, tower, model.staged(tower).stage_of(label)
+
+    return sorted(table, key=place)
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The figures as a markdown page."""
+    lines = [
+        "# The preconditioned step in every layer",
+        "",
+        f"    {result['provenance']['command']}",
+        "",
+        f"{result['model']}, {len(result['requests'])} requests; medians over them.  A text layer has the "
+        "image features as they were: what a probe finds there is what it found before.",
+        "",
+        "| layer | n | reached | passed | " + " | ".join(COLUMNS[name].title for name in FIGURES) + " |",
+        "|---|---|---|---|" + "---|" * len(FIGURES),
+    ]
+    for label, own in result["layers"].items():
+        cells = [shown(name, own["figures"][name]) if name in own["figures"] else "–" for name in FIGURES]
+        passed = own["verdicts"]["passed"]
+        lines.append(f"| `{label}` | {own['n']} | {own['reached_target']} | {passed} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def drawing(rows: Sequence[Row], labels: Sequence[str]) -> "Figure":
+    """A panel per figure; a layer per line, in the order of the towers; a faint dot per request."""
+    figures = ("ta1_drop", "caught", "relearned", "cpu_seconds")
+    figure = theme.new_figure(0.8 + 0.17 * len(labels))
+    panels = figure.subplots(1, len(figures), sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, figures, strict=True):
+        column = COLUMNS[name]
+        scale = 1 if column.shown == "number" else 100
+        for line, label in enumerate(labels):
+            own = [row for row in rows if row["label"] == label and not row["error"]]
+            values = [scale * v for row in own if (v := column.read(row)) is not None]
+            if values:
+                axes.plot(values, [line] * len(values), "o", color=theme.FAINT, ms=3)
+                axes.plot(column.over(values), line, "o", color=theme.BLUE, ms=4)
+        theme.panel_title(axes, column.title)
+    panels[0].set_yticks(range(len(labels)), labels, fontsize=6)
+    panels[0].invert_yaxis()
+    return figure
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add_model_options(parser)
+    for name, count in (("--singles", 4), ("--families", 2), ("--seed", 0), ("--threads", 1)):
+        parser.add_argument(name, type=int, default=count)
+    parser.add_argument("--audits", default=AUDITS, help="as in bench.compare, or none")
+    parser.add_argument("--out", type=Path, default=Path("bench/results/layers"))
+    parser.add_argument("--limit-seconds", type=float, help="begin no row after that")
+    parser.add_argument("--part", type=parse_part, default=(1, 1), metavar="I/N")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SluglineError as error:
+        sys.exit(f"bench.layers: {error}")

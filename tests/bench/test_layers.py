@@ -1,0 +1,54 @@
+"""Every matrix gets its turn, and the page and the figure tell what the rows hold."""
+
+from collections.abc import Callable
+
+import pytest
+
+from bench.layers import RULE, by_depth, drawing, layer_table, page
+from bench.summary import summarise
+from report.plots import theme
+from tests.bench.test_comparison_table import probed, row
+from tests.unlearning.conftest import make_model, vocabulary  # noqa: F401 - fixtures
+from unlearning import ClipModel, methods
+from unlearning.families.clip import tower_of
+
+
+@pytest.fixture
+def model(make_model: Callable[..., ClipModel]) -> ClipModel:  # noqa: F811
+    return make_model("vit")
+
+
+def test_every_matrix_stands_by_itself_beside_the_rules(model: ClipModel) -> None:
+    found = layer_table(model)
+    matrices = [c.name for c in model.candidates() if len(c.shape) > 1]
+    assert set(found) == {*RULE.values(), *matrices}
+    for label, method in found.items():
+        methods.check(method, n_classes=400)
+        if label in matrices:
+            assert (method.options["layer"], method.towers) == (label, (tower_of(label),))
+    assert all("layer" not in found[rule].options for rule in RULE.values())
+
+
+def test_layers_are_shown_as_their_tower_runs(model: ClipModel) -> None:
+    found = by_depth(model, layer_table(model))
+    text = [label for label in found if label not in RULE.values() and tower_of(label) == "text"]
+    assert set(found[:2]) == set(RULE.values())
+    assert text[0] == "transformer.resblocks.0.attn.in_proj_weight"
+    assert text[-1] == "text_projection"
+    assert found[-1] == "visual.proj"
+    assert found[2 : 2 + len(text)] == text
+
+
+def test_the_page_and_the_figure_show_the_medians() -> None:
+    rows = [row("visual.proj", n, drop=d, **probed(0.75)) for n, d in enumerate((0.01, 0.02, 0.09))]
+    rows += [row("text_projection", n) for n in range(3)]
+    labels = ["text_projection", "visual.proj"]
+    layers = {label: summarise([r for r in rows if r["label"] == label]) for label in labels}
+    result = {"provenance": {"command": "python -m x"}, "model": "m", "requests": ["a"], "layers": layers}
+    (line,) = [line for line in page(result).splitlines() if line.startswith("| `visual.proj`")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1:4] == ["3", "3", "2"]
+    assert {"2.0", "25.0 %"} <= set(cells)
+    with theme.drawing():
+        svg = theme.svg(drawing(rows, labels)).decode()
+    assert all(f">{label}<" in svg for label in labels)
