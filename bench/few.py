@@ -1,0 +1,123 @@
+"""How few forget images are enough?  `python -m bench.few --counts 1,2,3 --json`
+
+Single concepts drawn by seed, as `bench.compare` draws them.  Of each forget set the first n drawings (in an
+order drawn by seed) are kept; the gates judge on the holdout hands as ever, and a probe looks for the concept
+in the image features.  What a method makes of all drawings that there are is the last count's row.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bench.case import Case, Settings
+from bench.contenders import Contender, contenders, table
+from bench.models import Base, add_model_options, base_model
+from bench.provenance import provenance
+from bench.requests import draw, linked_sets, usable
+from bench.rows import Row
+from bench.summary import COLUMNS, shown, summarise
+from bench.trial import trial
+from contracts.errors import InputError, SluglineError
+from tasks.house import choose, repository
+from tasks.plan import read_labels
+from unlearning import methods
+from unlearning.determinism import deterministic
+from unlearning.request import UnlearnInputs
+
+METHODS = "erase-linear vision,per-tower,slug-preconditioned text,uce text"
+FIGURES = ("fa1", "fa1_worst", "fa5", "ta1_drop", "caught", "cpu_seconds")
+
+
+def main() -> None:
+    """Measure every count and print a table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add_model_options(parser)
+    parser.add_argument("--counts", default="1,2,3", help="forget images, ascending")
+    parser.add_argument("--methods", default=METHODS, help="labels of bench.contenders, separated by commas")
+    for name, count in (("--singles", 8), ("--seed", 0), ("--threads", 1)):
+        parser.add_argument(name, type=int, default=count)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    base = base_model(repository(), options.model, options.rules)
+    counts = sorted({int(n) for n in options.counts.split(",")})
+    known = table(methods.names())
+    asked = contenders(known, options.methods.split(","), "object", {"object": None, "style": None})
+    rows = list(few(base, asked, counts, options.singles, options.seed, options.threads))
+    found = {
+        label: {n: summarise([r for r in rows if (r["label"], r["images"]) == (label, n)]) for n in counts}
+        for label in dict.fromkeys(row["label"] for row in rows)
+    }
+    if options.json:
+        told = {"provenance": provenance("bench.few"), "model": base.label, "methods": found, "rows": rows}
+        print(json.dumps(told, indent=2))
+    else:
+        print("\n".join(lines(found)))
+
+
+def few(
+    base: Base, asked: Sequence[Contender], counts: Sequence[int], singles: int, seed: int, threads: int
+) -> Iterator[Row]:
+    """One row per request, count and contender.
+
+    Raises:
+        InputError: a request has fewer forget images than a count.
+    """
+    repo, house = repository(), base.houses(repository())["object"]
+    # What fits into memory is the model's business, as in `bench.worklist`.
+    size = choose(house, {}).method.micro_batch
+    fitting = [Contender(c.label, c.method and replace(c.method, micro_batch=size)) for c in asked]
+    with linked_sets(repo, house) as folder:
+        labels = read_labels(repo / house.labels)
+        requests = draw(labels, {"object": usable(folder, "object")}, {"single": singles}, seed)
+        model, work = base.load(), base.load()
+        for request in tqdm(requests, unit="request"):
+            with deterministic(0, threads):
+                case = Case.build(
+                    repo, folder, house, (base.label, model), request, fitting[0], None, Settings(), threads
+                )
+            for n in counts:
+                fewer = replace(case, inputs=first(case.inputs, n, seed))
+                for contender in fitting:
+                    yield {**trial(fewer, contender, work, {"probe": {}}), "images": n}
+
+
+def first(inputs: UnlearnInputs, n: int, seed: int) -> UnlearnInputs:
+    """The inputs with `n` of their forget images.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    there = len(inputs.forget_images)
+    if not 0 < n <= there:
+        raise InputError(f"{n} forget images were asked for, the request has {there}")
+    rows = np.sort(np.random.default_rng(seed).permutation(there)[:n])
+    return replace(
+        inputs,
+        forget_images=inputs.forget_images[rows],
+        forget_captions=tuple(inputs.forget_captions[i] for i in rows),
+        forget_labels=inputs.forget_labels[rows],
+    )
+
+
+def lines(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Iterator[str]:
+    """A markdown table."""
+    heads = ["method", "images", "n", "passed", *(COLUMNS[name].title for name in FIGURES)]
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + "---|" * len(heads)
+    for label, by_count in found.items():
+        for n, own in by_count.items():
+            cells = [shown(f, own["figures"][f]) if f in own["figures"] else "–" for f in FIGURES]
+            yield f"| `{label}` | {n} | {own['n']} | {own['verdicts']['passed']} | {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SluglineError as error:
+        sys.exit(f"bench.few: {error}")
