@@ -12,7 +12,7 @@ step that reaches the target there reaches it; an exact measurement looks at all
 Shapes: n images asked for, N images in the split, C classes, T templates, D embedding width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -198,21 +198,23 @@ class SplitView:
 
     def retained_rate(self) -> float:
         """TA@1 over the items of classes to keep; 0 where features are not finite (nothing is classified)."""
-        return self.retained_rate_unless_below(0.0) or 0.0
+        return self.retained_rate_if(lambda rate: True) or 0.0
 
-    def retained_rate_unless_below(self, least: float) -> float | None:
-        """`retained_rate`, or None as soon as the items still to be looked at cannot bring it to `least`."""
+    def retained_rate_if(self, enough: Callable[[float], bool]) -> float | None:
+        """`retained_rate`, or None as soon as the most that it can still come to is not `enough`."""
         split = self._split
-        classes, right = self.class_embeddings(torch.arange(split.n_classes)).T, 0
-        left = n = len(split.kept_rows)
+        right, left = 0, len(split.kept_rows)
+        n, classes = left, None
         for rows in torch.split(split.kept_rows, -(-n // LOOKS)):
+            if not enough((right + left) / n):
+                return None
+            if classes is None:
+                classes = self.class_embeddings(torch.arange(split.n_classes)).T
             scores = self.image_features(rows) @ classes
             if not bool(torch.isfinite(scores).all()):
                 return 0.0
             ranks = classification_ranks(scores, split.labels[rows].to(scores.device), ties="worst")
             right, left = right + int((ranks <= 1).sum()), left - len(rows)
-            if left and (right + left) / n < least:
-                return None
         return right / n
 
     def _features(self, tower: Tower, keep: Tensor) -> Tensor:

@@ -92,18 +92,18 @@ class Stepper:
         The searches run stage by stage and not concept by concept: every edit is undone exactly, so
         their order is free, and one view (one stage's activations) at a time serves all concepts.
         A layer where every tried step breaks the model is left out.  What a layer keeps is no longer
-        counted once it is less than what another one keeps: it counts as 0, its trial has no rate.
+        counted once another one is sure to be chosen before it: it counts as 0, its trial has no rate.
         """
         jobs = [(concept, layer) for concept, own in self._directions.items() for layer in own]
         found: dict[tuple[str, str], LayerStep | None] = {}
-        best = dict.fromkeys(self._directions, 0.0)
+        best: dict[str, LayerStep] = {}
         view = None
         for (tower, stage), group in groupby(sorted(jobs, key=self._place), key=self._place):
             view = self._split.view({tower: stage}, before=view)
             for concept, layer in group:
-                step = found[concept, layer] = self._search_layer(view, concept, layer, best[concept])
+                step = found[concept, layer] = self._search_layer(view, concept, layer, best.get(concept))
                 if step is not None and step.reached:
-                    best[concept] = max(best[concept], step.retained_rate)
+                    best[concept] = best_layer([step, *filter(None, [best.get(concept)])])
                 progress("step search", len(found), len(jobs))
         steps: dict[str, list[LayerStep]] = {concept: [] for concept in self._directions}
         for job in jobs:
@@ -174,7 +174,9 @@ class Stepper:
             records.append(Edit(layer, tower_of(layer), size, concepts, change))
         return tuple(records)
 
-    def _search_layer(self, view: SplitView, concept: str, layer: str, to_beat: float) -> LayerStep | None:
+    def _search_layer(
+        self, view: SplitView, concept: str, layer: str, rival: LayerStep | None
+    ) -> LayerStep | None:
         direction, targets = self._directions[concept][layer], self._targets[concept]
         weight_norm, direction_norm = _norm(self._weights[layer]), _norm(direction)
         search = search_step(
@@ -188,8 +190,14 @@ class Stepper:
             return None
         reached = search.smallest is not None
         best = search.smallest or min(search.tried, key=lambda t: (t[1].rate, t[0]))[0]
+        change = best * direction_norm / weight_norm
+        to_beat = rival if reached else None
+
+        def may_win(rate: float) -> bool:
+            return to_beat is None or _preference(rate, change) < _preference_of(to_beat)
+
         with edited(self._weights, {layer: direction * best}):
-            retained = view.retained_rate_unless_below(to_beat if reached else 0.0)
+            retained = view.retained_rate_if(may_win)
         trials = tuple(
             StepTrial(
                 concept,
@@ -210,7 +218,7 @@ class Stepper:
             reached,
             rate,
             retained or 0.0,
-            best * direction_norm / weight_norm,
+            change,
             trials,
         )
 
@@ -348,8 +356,17 @@ def best_layer(steps: Sequence[LayerStep]) -> LayerStep:
         raise ModelError("a concept has no layer that can be stepped without breaking the model")
     reached = [step for step in steps if step.reached]
     if reached:
-        return min(reached, key=lambda s: (-s.retained_rate, s.relative_change))
+        return min(reached, key=_preference_of)
     return min(steps, key=lambda s: (s.forget_rate, -s.retained_rate, s.relative_change))
+
+
+def _preference(retained_rate: float, relative_change: float) -> tuple[float, float]:
+    """The smaller, the better; of steps that reached the target."""
+    return -retained_rate, relative_change
+
+
+def _preference_of(step: LayerStep) -> tuple[float, float]:
+    return _preference(step.retained_rate, step.relative_change)
 
 
 def _norm(tensor: Tensor) -> float:

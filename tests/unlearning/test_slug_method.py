@@ -324,8 +324,12 @@ def test_what_is_kept_is_counted_exactly_or_not_at_all(model: ClipModel, task, m
     assert 0.0 < whole < 1.0
     monkeypatch.setattr(search_split, "LOOKS", 5)
     assert view.retained_rate() == whole
-    assert view.retained_rate_unless_below(whole) == whole
-    assert view.retained_rate_unless_below(2.0) is None
+    asked: list[float] = []
+    assert view.retained_rate_if(lambda most: asked.append(most) or most >= whole) == whole
+    assert len(asked) > 2
+    assert asked[0] == 1.0
+    assert asked == sorted(asked, reverse=True)
+    assert view.retained_rate_if(lambda most: most > whole) is None
 
 
 def test_huge_steps_that_break_the_model_are_not_success(model: ClipModel, task) -> None:
