@@ -201,7 +201,7 @@ class SplitView:
         return self.retained_rate_if(lambda rate: True) or 0.0
 
     def retained_rate_if(self, enough: Callable[[float], bool]) -> float | None:
-        """`retained_rate`, or None once the most that it can come to, with items still to be seen, is not `enough`."""
+        """`retained_rate`, or None if, before a part is counted, the most that it can be is not `enough`."""
         split = self._split
         right, left = 0, len(split.kept_rows)
         n, classes = left, None
