@@ -30,95 +30,18 @@ and 4 P o^2 for the output factor of width o, next to the graph of one micro-bat
 Shapes: P parts of a grouped convolution (1 for everything else), R rows, o outputs and n inputs of a part.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from contracts.errors import InputError, ModelError
-from unlearning import distributed
+from contracts.errors import InputError
 from unlearning.encoders import FULL_PRECISION, Compute, encoders
 from unlearning.families.clip import ClipModel, Images, tower_of
 from unlearning.gradients import Gradients, retain_gradient
-from unlearning.moments_graph import Use, uses
+from unlearning.moment_sums import MomentSums
+from unlearning.moments_collector import Collector
 from unlearning.streams import PairBatch, streamed_retain_gradient
-
-ROWS_PER_INPUT = 8
-
-
-@dataclass(frozen=True)
-class MatrixForm:
-    """How a weight is read as `parts` matrices (o, n), one row per output.
-
-    Attributes:
-        parts: P.
-        stored_by_input: the weight is stored (in, out) and used as x @ P; else (out, in, ...).
-    """
-
-    parts: int
-    stored_by_input: bool
-
-    def as_matrix(self, weight: Tensor) -> Tensor:
-        """A tensor of the weight's shape as (P, o, n)."""
-        if self.stored_by_input:
-            return weight.T[None]
-        return weight.reshape(self.parts, len(weight) // self.parts, -1)
-
-    def as_weight(self, matrix: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of `as_matrix`, contiguous."""
-        if self.stored_by_input:
-            return matrix[0].T.contiguous()
-        return matrix.reshape(shape).contiguous()
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """What a layer's inputs and output gradients are like on a set.
-
-    Attributes:
-        form: how the weight is read as matrices.
-        inputs: (P, n, n) mean of a a^T over rows.
-        outputs: (P, o, o) mean of g g^T over rows, or None if it was not asked for.
-        rows: how many rows counted; every place of an image and every token of a text is one.
-    """
-
-    form: MatrixForm
-    inputs: Tensor
-    outputs: Tensor | None
-    rows: int
-
-
-@dataclass(frozen=True, eq=False)
-class MomentSums:
-    """Second moments before the division by their rows: those of parts of a set add up to the set's.
-
-    Attributes:
-        form: how the weight is read as matrices.
-        inputs: (P, n, n) sum of a a^T over rows.
-        outputs: (P, o, o) sum of g g^T over rows, or None if it was not asked for.
-        rows: how many rows counted.
-    """
-
-    form: MatrixForm
-    inputs: Tensor
-    outputs: Tensor | None
-    rows: int
-
-    def mean(self) -> Moments:
-        """The moments of the set."""
-        rows = max(self.rows, 1)
-        return Moments(
-            self.form, self.inputs / rows, None if self.outputs is None else self.outputs / rows, self.rows
-        )
-
-    def less(self, part: "MomentSums") -> "MomentSums":
-        """The sums of the set without a part of it; of the inputs only.
-
-        Output gradients belong to the batch they were taken in: those of a part by itself are others.
-        """
-        return MomentSums(self.form, self.inputs - part.inputs, None, self.rows - part.rows)
 
 
 def retain_gradient_and_sums(
@@ -158,7 +81,7 @@ def retain_gradient_and_sums(
         ModelError: a gradient or a moment is not finite (the message names the tensor).
     """
     _refuse_float16(compute)
-    collector = _Collector(_matrices(model, layers), len(images), widest, with_outputs)
+    collector = Collector(_matrices(model, layers), len(images), widest, with_outputs)
     gradient = retain_gradient(
         model,
         images,
@@ -203,7 +126,7 @@ def streamed_retain_gradient_and_sums(
         ModelError: a gradient or a moment is not finite (the message names the tensor).
     """
     _refuse_float16(compute)
-    collector = _Collector(_matrices(model, layers), n_items, widest, with_outputs=False)
+    collector = Collector(_matrices(model, layers), n_items, widest, with_outputs=False)
     gradient = streamed_retain_gradient(
         model,
         batches,
@@ -251,7 +174,7 @@ def part_sums(
     """
     _refuse_float16(compute)
     weights = _matrices(model, layers)
-    collector = _Collector(weights, n_items, widest, with_outputs=False)
+    collector = Collector(weights, n_items, widest, with_outputs=False)
     pixels, tokens = torch.as_tensor(images), model.tokenize(captions)
     with encoders(model, weights, compute) as run:
         for piece in torch.split(torch.arange(len(rows)), micro_batch):
@@ -273,79 +196,3 @@ def _refuse_float16(compute: Compute) -> None:
 
 def _matrices(model: ClipModel, layers: Sequence[str]) -> dict[str, nn.Parameter]:
     return {layer: model.parameters[layer] for layer in layers if model.parameters[layer].ndim > 1}
-
-
-class _Collector:
-    """Running sums of the second moments; they grow in the backward pass of every watched forward pass."""
-
-    def __init__(
-        self, weights: Mapping[str, nn.Parameter], n_items: int, widest: int | None, with_outputs: bool
-    ) -> None:
-        self._weights, self._n_items = weights, n_items
-        self._widest, self._with_outputs = widest, with_outputs
-        self._inputs: dict[str, Tensor] = {}
-        self._outputs: dict[str, Tensor] = {}
-        self._rows: dict[str, int] = {}
-        self._forms: dict[str, MatrixForm] = {}
-
-    def watch(self, features: Tensor, items: Tensor) -> None:
-        """Count, when the graph behind the features of these items is differentiated, what passed through."""
-        for use in uses(features, self._weights):
-            if self._widest is not None and use.width > self._widest:
-                continue
-            self._forms[use.layer] = MatrixForm(use.parts, use.stored_by_input)
-            handles: list[Any] = []
-
-            def add(gradients: Sequence[Tensor], use: Use = use, handles: list[Any] = handles) -> None:
-                handles.pop().remove()  # node and hook would keep each other alive
-                self._add(use, gradients[0], items)
-
-            handles.append(use.node.register_prehook(add))
-
-    def all_reduce(self) -> None:
-        """Add up what all processes collected; each must have met every layer."""
-        rows = {
-            layer: self._inputs[layer].new_tensor(n, dtype=torch.int64) for layer, n in self._rows.items()
-        }
-        for sums in (rows, self._inputs, self._outputs):
-            distributed.all_reduce(sums)
-        self._rows = {layer: int(n) for layer, n in rows.items()}
-
-    def sums(self) -> dict[str, MomentSums]:
-        """The sums so far, of the layers that were used.
-
-        Raises:
-            ModelError: one is not finite.
-        """
-        found = {}
-        for layer, rows in self._rows.items():
-            inputs, outputs = self._inputs.pop(layer), self._outputs.pop(layer, None)
-            if not all(bool(torch.isfinite(m).all()) for m in (inputs, outputs) if m is not None):
-                raise ModelError(f"the second moment of what enters or leaves {layer} is not finite")
-            found[layer] = MomentSums(self._forms[layer], inputs, outputs, rows)
-        return found
-
-    def _add(self, use: Use, gradient: Tensor, items: Tensor) -> None:
-        gradients = use.output_gradients(gradient)
-        # Of a grouped convolution a place counts for all parts if a gradient reaches one.
-        counts = (gradients != 0).any(dim=2).any(dim=0)
-        if gradient.ndim == 4:
-            counts &= self._sample(use, items, gradient[0, 0].numel()).to(counts.device)
-        self._rows[use.layer] = self._rows.get(use.layer, 0) + int(counts.sum())
-        if self._with_outputs:
-            _add_outer(self._outputs, use.layer, gradients[:, counts])
-        for rows in use.inputs(counts):
-            _add_outer(self._inputs, use.layer, rows)
-
-    def _sample(self, use: Use, items: Tensor, n_places: int) -> Tensor:
-        """Which places of these images are used, (len(items) * n_places,): an image's are always the same."""
-        every = max(1, self._n_items * n_places // (ROWS_PER_INPUT * use.width))
-        return ((items[:, None] + torch.arange(n_places)) % every == 0).flatten()
-
-
-def _add_outer(sums: dict[str, Tensor], layer: str, rows: Tensor) -> None:
-    """sums[layer] += the sum of r r^T over the rows (P, R, n), in no less than fp32."""
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    if layer not in sums:
-        sums[layer] = rows.new_zeros(len(rows), rows.shape[2], rows.shape[2])
-    sums[layer].baddbmm_(rows.mT, rows)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from contracts.errors import ModelError
-from unlearning.moments import Moments
+from unlearning.moment_sums import Moments
 
 
 class Preconditioner:

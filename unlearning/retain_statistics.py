@@ -25,7 +25,8 @@ from contracts.errors import ModelError
 from contracts.values import Tower
 from unlearning.families.clip import ClipModel, Images
 from unlearning.gradients import Gradients
-from unlearning.moments import MatrixForm, Moments, MomentSums, part_sums, retain_gradient_and_sums
+from unlearning.moment_sums import MatrixForm, Moments, MomentSums
+from unlearning.moments import part_sums, retain_gradient_and_sums
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ forget gradient itself.  This module measures and chooses steps; where direction
 method's business.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import torch
@@ -14,51 +14,16 @@ from torch import Tensor
 
 from contracts.errors import InputError, ModelError
 from contracts.values import Edit, Method, StepTrial, Tower
+from unlearning.curve import measured_curve
 from unlearning.families.clip import ClipModel, tower_of
 from unlearning.inplace import apply, edited
+from unlearning.layer_steps import Combination, Directions, LayerStep, best_layer
 from unlearning.request import JOINT, Outcome, Profile, Progress, UnlearnInputs
 from unlearning.search import StepSearch, smallest_step
 from unlearning.search_split import Forgetting, SearchSplit, SplitView
 
 # The first step changes a layer by a tenth of its norm: SLUG's released code; its Algorithm 1 prints another.
 FIRST_RELATIVE_STEP = 0.1
-CURVE_MULTIPLES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-
-Directions = Mapping[str, Mapping[str, Tensor]]
-"""Direction by concept id and layer; neither it nor the weight may have norm zero."""
-
-
-@dataclass(frozen=True)
-class LayerStep:
-    """The best step of one concept in one layer: the smallest that reached the target, else the closest one.
-
-    `relative_change` is ||update|| / ||weight||.
-    """
-
-    concept: str
-    layer: str
-    step_size: float
-    reached: bool
-    forget_rate: float
-    retained_rate: float
-    relative_change: float
-    trials: tuple[StepTrial, ...]
-
-
-@dataclass(frozen=True)
-class Combination:
-    """One step per concept and a common factor on them: what is added to the weights."""
-
-    steps: tuple[LayerStep, ...]
-    factor: float = 1.0
-
-    def updates(self, directions: Directions, multiple: float = 1.0) -> dict[str, Tensor]:
-        """sum over concepts of step * direction, by layer, times `multiple`."""
-        total: dict[str, Tensor] = {}
-        for step in self.steps:
-            update = directions[step.concept][step.layer] * (step.step_size * self.factor * multiple)
-            total[step.layer] = total[step.layer] + update if step.layer in total else update
-        return total
 
 
 class Stepper:
@@ -194,7 +159,7 @@ class Stepper:
         to_beat = rival if reached else None
 
         def may_win(rate: float) -> bool:
-            return to_beat is None or _preference(rate, change) < _preference_of(to_beat)
+            return to_beat is None or (-rate, change) < to_beat.preference
 
         with edited(self._weights, {layer: direction * best}):
             retained = view.retained_rate_if(may_win)
@@ -253,33 +218,6 @@ class Stepper:
             forget_rate=seen.rate,
             forget_cosine=seen.cosine,
         )
-
-
-def measured_curve(
-    split: SearchSplit,
-    view: SplitView,
-    targets: Sequence[int],
-    updates: Callable[[float], Mapping[str, Tensor]],
-    progress: Progress,
-) -> Iterator[tuple[float, Forgetting, float]]:
-    """How well targets are known, and TA@1 of the rest, at `CURVE_MULTIPLES` of a change.
-
-    Without a change every feature is known already.  A multiple at which features are not finite is
-    left out.
-
-    Args:
-        split: what is measured on.
-        view: the split, ready for edits of the tensors that change.
-        targets: classes.
-        updates: what a multiple adds to which tensors.
-        progress: hears of every multiple.
-    """
-    for done, multiple in enumerate(CURVE_MULTIPLES, start=1):
-        with edited(split.model.parameters, updates(multiple)):
-            seen = (view if multiple else split.view({})).both(targets)
-        if seen is not None:
-            yield multiple, *seen
-        progress("curve", done, len(CURVE_MULTIPLES))
 
 
 def search_step(
@@ -342,31 +280,6 @@ def step_and_edit(
     curve, edits = stepper.curve(chosen, progress), stepper.edits(chosen)
     apply(model.parameters, chosen.updates(directions))
     return Outcome(edits, tuple(trials), curve, reached, profile.scores)
-
-
-def best_layer(steps: Sequence[LayerStep]) -> LayerStep:
-    """Of the layers that reached the target the one that keeps most; equal ones: the smaller relative change.
-
-    If none reached it, the one that came closest.
-
-    Raises:
-        ModelError: there is no layer to choose from.
-    """
-    if not steps:
-        raise ModelError("a concept has no layer that can be stepped without breaking the model")
-    reached = [step for step in steps if step.reached]
-    if reached:
-        return min(reached, key=_preference_of)
-    return min(steps, key=lambda s: (s.forget_rate, -s.retained_rate, s.relative_change))
-
-
-def _preference(retained_rate: float, relative_change: float) -> tuple[float, float]:
-    """The smaller, the better; of steps that reached the target."""
-    return -retained_rate, relative_change
-
-
-def _preference_of(step: LayerStep) -> tuple[float, float]:
-    return _preference(step.retained_rate, step.relative_change)
 
 
 def _norm(tensor: Tensor) -> float:

@@ -20,7 +20,8 @@ from unlearning import distributed
 from unlearning.encoders import FULL_PRECISION, Compute
 from unlearning.families.clip import ClipModel
 from unlearning.gradients import Gradients, forget_gradient, retain_gradient, save_gradients
-from unlearning.moments import MomentSums, retain_gradient_and_sums, streamed_retain_gradient_and_sums
+from unlearning.moment_sums import MomentSums
+from unlearning.moments import retain_gradient_and_sums, streamed_retain_gradient_and_sums
 from unlearning.streams import streamed_retain_gradient
 
 RETAIN_BATCH = 15

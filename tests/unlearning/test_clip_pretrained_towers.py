@@ -18,13 +18,13 @@ from contracts.errors import ModelError
 from contracts.values import Method
 from tests.pretrained_towers import CONTEXT, END, START, config, random_model, tokenizer_json
 from tests.unlearning.conftest import NAMES, TEMPLATES, items, train
-from unlearning import methods
-from unlearning import moments as moments_module
+from unlearning import methods, moments_collector
 from unlearning.families.clip import WEIGHTS, ClipModel, tower_of
 from unlearning.gradients import forget_gradient, retain_gradient
 from unlearning.inplace import edited
+from unlearning.labelled_inputs import input_moments
 from unlearning.leace import fit_erasure
-from unlearning.linear_layers import input_moments, linear_layers
+from unlearning.linear_layers import linear_layers
 from unlearning.moments import retain_gradient_and_sums
 
 
@@ -277,7 +277,7 @@ def test_moments_of_depthwise_convolutions_and_of_padded_texts(
     model: ClipModel, task: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Catches padding that is counted as text, and windows of one channel taken for those of another.
-    monkeypatch.setattr(moments_module, "ROWS_PER_INPUT", 10**9)
+    monkeypatch.setattr(moments_collector, "ROWS_PER_INPUT", 10**9)
     inputs = task.inputs(2)
     layers = [c.name for c in model.candidates()]
     matrices = {c.name for c in model.candidates() if len(c.shape) > 1}

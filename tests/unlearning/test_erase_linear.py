@@ -15,13 +15,14 @@ from torch.nn import functional
 from contracts.errors import InputError, ModelError
 from contracts.values import Method
 from unlearning import ClipModel, UnlearnInputs, methods, unlearn
+from unlearning.curve import CURVE_MULTIPLES
 from unlearning.families.clip import tower_of
 from unlearning.gradients import load_gradients, save_gradients
 from unlearning.inplace import edited
+from unlearning.labelled_inputs import input_moments
 from unlearning.leace import LabelledMoments, fit_erasure
-from unlearning.linear_layers import LinearLayer, input_moments, linear_layers
+from unlearning.linear_layers import LinearLayer, linear_layers
 from unlearning.request import JOINT
-from unlearning.stepping import CURVE_MULTIPLES
 
 TARGET = 3
 TEXT = {"transformer.resblocks.0.attn.out_proj.weight", "text_projection"}

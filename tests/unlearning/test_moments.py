@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from contracts.errors import InputError, ModelError
-from unlearning import moments as moments_module
+from unlearning import moments_collector
 from unlearning.encoders import Compute
 from unlearning.families.clip import ClipModel
 from unlearning.gradients import retain_gradient
-from unlearning.moments import MatrixForm, Moments, part_sums, retain_gradient_and_sums
+from unlearning.moment_sums import MatrixForm, Moments
+from unlearning.moments import part_sums, retain_gradient_and_sums
 from unlearning.moments_graph import uses
 from unlearning.objectives import retain_loss
 
@@ -49,7 +50,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def every_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moments_module, "ROWS_PER_INPUT", 10**9)
+    monkeypatch.setattr(moments_collector, "ROWS_PER_INPUT", 10**9)
 
 
 def attended(queries: Tensor, keys: Tensor, values: Tensor, n_heads: int, mask: Tensor | None) -> Tensor:
@@ -373,12 +374,12 @@ def test_a_weight_used_otherwise_is_refused_and_an_unused_one_is_absent() -> Non
 
 
 def test_a_sample_of_places_covers_all_of_them_over_the_images(monkeypatch) -> None:
-    monkeypatch.setattr(moments_module, "ROWS_PER_INPUT", 10)
+    monkeypatch.setattr(moments_collector, "ROWS_PER_INPUT", 10)
     weight = nn.Parameter(torch.randn(4, 2, 1, 1))  # 2 inputs: about 20 rows wanted of 8 * 25
     images = torch.randn(8, 2, 5, 5)
 
     def run(pieces: list[int]) -> Moments:
-        collector = moments_module._Collector({"w": weight}, 8, None, True)
+        collector = moments_collector.Collector({"w": weight}, 8, None, True)
         for piece in torch.arange(8).split(pieces):
             out = functional.conv2d(images[piece], weight)
             collector.watch(out, piece)
@@ -399,7 +400,7 @@ def test_a_sample_of_places_covers_all_of_them_over_the_images(monkeypatch) -> N
 def test_places_behind_a_closed_relu_do_not_count() -> None:
     weight = nn.Parameter(torch.tensor([[[[1.0]]]]))
     images = torch.tensor([[[[2.0, -3.0], [0.5, -1.0]]]])
-    collector = moments_module._Collector({"w": weight}, 1, None, True)
+    collector = moments_collector.Collector({"w": weight}, 1, None, True)
     out = functional.conv2d(images, weight).relu()
     collector.watch(out, torch.tensor([0]))
     torch.autograd.grad(out.sum(), weight)

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.unlearning.conftest import captions, items
-from unlearning import moments
+from unlearning import moments_collector
 from unlearning.accumulation import GradientSum
 from unlearning.encoders import Compute
 from unlearning.families.clip import ClipModel
 from unlearning.gradients import Gradients, forget_gradient, retain_gradient
-from unlearning.moments import MomentSums, part_sums, retain_gradient_and_sums
+from unlearning.moment_sums import MomentSums
+from unlearning.moments import part_sums, retain_gradient_and_sums
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=10)
 N = 8
@@ -105,7 +106,7 @@ def whole(pairs: Pairs) -> dict[str, MomentSums]:
 
 
 def every_place():
-    return mock.patch.object(moments, "ROWS_PER_INPUT", 10**9)
+    return mock.patch.object(moments_collector, "ROWS_PER_INPUT", 10**9)
 
 
 def assert_same(one: Gradients, other: Gradients) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from contracts.errors import ModelError
-from unlearning.moments import MatrixForm, Moments
+from unlearning.moment_sums import MatrixForm, Moments
 from unlearning.moments_solve import Preconditioner
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)

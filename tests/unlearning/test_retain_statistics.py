@@ -87,7 +87,7 @@ def test_an_item_left_over_by_the_batches_is_counted_too(model: ClipModel) -> No
 
 
 def test_parts_of_a_set_add_up_to_it_also_where_places_are_sampled(model: ClipModel, monkeypatch) -> None:
-    monkeypatch.setattr("unlearning.moments.ROWS_PER_INPUT", 1)
+    monkeypatch.setattr("unlearning.moments_collector.ROWS_PER_INPUT", 1)
     images, labels, texts = whole_set()
     nothing_left = KnownRetain(whole(model), torch.arange(len(labels)), images, texts.tolist())
     for layer, moments in nothing_left.moments(model, list(nothing_left.statistics.sums), 7).items():

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from contracts.errors import InputError, ModelError
 from unlearning import ClipModel, UnlearnInputs, methods, search_split, unlearn
+from unlearning.curve import CURVE_MULTIPLES
 from unlearning.gradients import forget_gradient
 from unlearning.inplace import edited
+from unlearning.layer_steps import LayerStep, best_layer
 from unlearning.objectives import forget_loss, retain_loss
 from unlearning.request import JOINT
 from unlearning.search_split import SearchSplit
-from unlearning.stepping import CURVE_MULTIPLES, LayerStep, best_layer
 
 TARGET = 3
 

@@ -14,12 +14,14 @@ from unlearning import ClipModel, UnlearnInputs, methods, unlearn
 from unlearning.families.clip import tower_of
 from unlearning.gradients import forget_gradient
 from unlearning.inplace import edited
-from unlearning.moments import MatrixForm, Moments, retain_gradient_and_sums
+from unlearning.layer_steps import LayerStep
+from unlearning.moment_sums import MatrixForm, Moments
+from unlearning.moments import retain_gradient_and_sums
 from unlearning.moments_solve import Preconditioner
 from unlearning.profile import score_layers
 from unlearning.request import JOINT, Profile
 from unlearning.search_split import SearchSplit
-from unlearning.stepping import LayerStep, Stepper
+from unlearning.stepping import Stepper
 
 TARGET = 3
 PLAIN = MatrixForm(parts=1, stored_by_input=False)

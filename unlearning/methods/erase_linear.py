@@ -38,13 +38,16 @@ from torch import Tensor
 from contracts.canonical import from_plain
 from contracts.errors import InputError
 from contracts.values import Edit, LayerScore, Method, StepTrial, Tower
+from unlearning.curve import measured_curve
 from unlearning.families.clip import ClipModel, tower_of
 from unlearning.inplace import apply, edited
+from unlearning.labelled_inputs import input_moments
+from unlearning.layer_steps import LayerStep, best_layer
 from unlearning.leace import Erasure, LabelledMoments, fit_erasure
-from unlearning.linear_layers import LinearLayer, Updates, input_moments, linear_layers
+from unlearning.linear_layers import LinearLayer, Updates, linear_layers
 from unlearning.request import JOINT, Outcome, Profile, Progress, UnlearnInputs
 from unlearning.search_split import Forgetting, SearchSplit, SplitView
-from unlearning.stepping import LayerStep, best_layer, measured_curve, search_step
+from unlearning.stepping import search_step
 
 # Captions repeat a few templates: their covariance has so few large directions that a share of its mean
 # diagonal drowns the rest.  Measured on the reference model, where images bear more and gain by it.

@@ -20,11 +20,11 @@ from contracts.canonical import from_plain
 from contracts.errors import InputError
 from contracts.values import LayerScore, Method, StepTrial, Tower
 from unlearning.attempts import assign, restored
+from unlearning.curve import measured_curve
 from unlearning.families.clip import ClipModel
 from unlearning.request import JOINT, Outcome, Profile, Progress, UnlearnInputs
 from unlearning.retain_statistics import Wanted
 from unlearning.search_split import SearchSplit
-from unlearning.stepping import measured_curve
 
 TOWERS: tuple[Tower, ...] = ("vision", "text")
 

@@ -30,7 +30,8 @@ from contracts.errors import InputError
 from contracts.values import LayerScore, Method
 from unlearning.families.clip import ClipModel, tower_of
 from unlearning.gradients import Gradients, forget_gradient
-from unlearning.moments import Moments, retain_gradient_and_sums
+from unlearning.moment_sums import Moments
+from unlearning.moments import retain_gradient_and_sums
 from unlearning.moments_solve import Preconditioner
 from unlearning.profile import score_layers
 from unlearning.request import JOINT, Outcome, Profile, Progress, UnlearnInputs
