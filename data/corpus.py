@@ -21,6 +21,7 @@ from typing import Any
 from contracts.errors import SetError
 from data import npm
 from data.alignment import Concept, IconSet, concepts
+from data.glyphs import Glyphs
 from data.layout import concept_id, style_id
 
 OUT = Path("data/corpus")
@@ -45,9 +46,7 @@ def main() -> None:
         built = Path(scratch) / "corpus"
         built.mkdir()
         drawn = {
-            v["style"]: _unambiguous(
-                _drawings(v["package"], tarballs[v["package"]], wanted, params["pixels"])
-            )
+            v["style"]: _unambiguous(_drawings(v, tarballs[v["package"]], wanted, params["pixels"]))
             for v in tqdm(vendors, desc="render", unit="vendor")
         }
         hands = Counter(name for v in params["vendors"] for name in drawn[v["style"]])
@@ -71,15 +70,15 @@ def _concepts(params: Mapping[str, Any], tarballs: Mapping[str, Path]) -> list[C
 
 
 def _drawings(
-    package: str, tarball: Path, wanted: list[Concept], pixels: int
+    vendor: Mapping[str, Any], tarball: Path, wanted: list[Concept], pixels: int
 ) -> Iterator[tuple[Concept, bytes]]:
     """One PNG per concept that the vendor draws, in the order of `wanted`."""
     from PIL import Image
 
-    if package.startswith("@iconify-json/"):
-        icons = IconSet(json.loads(npm.read_member(tarball, "package/icons.json")), _chars_or_none(tarball))
+    if "font" in vendor or vendor["package"].startswith("@iconify-json/"):
+        documents = _documents(vendor, tarball)
         for concept in wanted:
-            svg = icons.svg(concept)
+            svg = documents.svg(concept)
             if svg is not None:
                 yield concept, _png(Image.open(io.BytesIO(_render(svg, pixels))), pixels)
         return
@@ -88,6 +87,12 @@ def _drawings(
         name = next((f"{c}.webp" for c in concept.codepoints if f"{c}.webp" in files), None)
         if name is not None:
             yield concept, _png(Image.open(io.BytesIO(files[name])), pixels)
+
+
+def _documents(vendor: Mapping[str, Any], tarball: Path) -> Glyphs | IconSet:
+    if "font" in vendor:
+        return Glyphs(npm.read_member(tarball, vendor["font"]))
+    return IconSet(json.loads(npm.read_member(tarball, "package/icons.json")), _chars_or_none(tarball))
 
 
 def _chars_or_none(tarball: Path) -> dict[str, str]:
@@ -172,8 +177,8 @@ Kin: `fluent`, `flat` and `clay` are three renderings of one design, `noto` and 
 there are fewer independent hands than styles.
 
 The hands from `{params["more_vendors"][0]["style"]}` on only help to train the reference model and
-stand in no set. Icons are aligned by name alone. `line` is kin of `fluent`, `mono` of `emojitwo`; none is
-kin of a holdout hand.
+stand in no set. Icons are aligned by name alone, glyphs of fonts by code point. `line` is kin of `fluent`,
+`mono` of `emojitwo`, `ink` and `symbols` of `noto`; none is kin of a holdout hand.
 """
 
 
