@@ -20,7 +20,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,15 +31,14 @@ from bench.contenders import HEADLINES, table
 from bench.gold import prepare_union
 from bench.models import add_model_options, base_model, model_folder
 from bench.provenance import provenance
-from bench.requests import Kind, draw, linked_sets, usable
-from bench.rows import Row, Rows
+from bench.requests import Kind
+from bench.rows import Row
 from bench.seeds import over_seeds
 from bench.summary import aggregate
-from bench.worklist import Asked, Work, World, measure, parse_audits, parse_part, worklist
+from bench.worklist import Asked, Work, drawn, measure, parse_audits, parse_part, worklist
 from contracts.errors import SluglineError
 from contracts.values import Axis
 from tasks.house import Rules, choose, repository
-from tasks.plan import read_labels
 from unlearning import methods
 
 DEFAULT_AUDITS = "probe,kernel,retrieval,relearn,quantise"
@@ -72,11 +70,7 @@ def main() -> None:
         "style": options.styles,
     }
     houses = base.houses(repo)
-    with ExitStack() as stack:
-        folders = {axis: stack.enter_context(linked_sets(repo, house)) for axis, house in houses.items()}
-        labels = read_labels(repo / houses["object"].labels)
-        known = {axis: usable(folder, axis) for axis, folder in folders.items()}
-        requests = draw(labels, known, counts, options.seed)
+    with drawn(repo, houses, counts, options.seed) as (world, requests):
         if options.list:
             print(json.dumps({request.name: request.targets for request in requests}, indent=2))
             return
@@ -84,10 +78,7 @@ def main() -> None:
             print(prepare_union(options.retrained, base.label, requests, options.gold))
             return
         works = worklist(asked, requests, houses)
-        options.out.mkdir(parents=True, exist_ok=True)
-        rows = Rows(options.out / "rows.jsonl")
-        measure(asked, World(repo, houses, folders), works, rows, options.part, options.limit_seconds)
-    found = rows.of([work.key for work in works])
+        found = measure(asked, world, works, options.out, options.part, options.limit_seconds)
     own = [row for row in found if row["model"] == base.label]
     result = {
         "provenance": provenance("bench.compare"),

@@ -114,9 +114,7 @@ def _table(contenders: Mapping[str, Summary], house: str | None) -> Iterator[str
 
 
 def _cell(column: str, value: float | None, count: float | None, n: int, wins: bool) -> str:
-    if value is None:
-        return "–"
-    text = shown(column, value) + (f" (n={count:.0f})" if count != n else "")
+    text = shown(column, value) + (f" (n={count:.0f})" if count is not None and count != n else "")
     return f"**{text}**" if wins else text
 
 

@@ -61,6 +61,11 @@ def table(names: Sequence[str]) -> dict[str, Method]:
     return {label: from_plain(Method, {**COMMON, **overrides}) for label, overrides in told.items()}
 
 
+def fitting(known: Mapping[str, Method], house: Method) -> dict[str, Method]:
+    """The methods with the house's micro-batch: what fits into memory is no part of a comparison."""
+    return {label: replace(method, micro_batch=house.micro_batch) for label, method in known.items()}
+
+
 def contenders(
     known: Mapping[str, Method], picked: Sequence[str], axis: Axis, stops: Mapping[Axis, int | None]
 ) -> list[Contender]:

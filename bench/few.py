@@ -16,16 +16,15 @@ import numpy as np
 from tqdm import tqdm
 
 from bench.case import Case, Settings
-from bench.contenders import Contender, contenders, table
+from bench.contenders import Contender, contenders, fitting, table
 from bench.models import Base, add_model_options, base_model
 from bench.provenance import provenance
-from bench.requests import draw, linked_sets, usable
 from bench.rows import Row
 from bench.summary import COLUMNS, shown, summarise
 from bench.trial import trial
+from bench.worklist import drawn
 from contracts.errors import InputError, SluglineError
 from tasks.house import choose, repository
-from tasks.plan import read_labels
 from unlearning import methods
 from unlearning.determinism import deterministic
 from unlearning.request import UnlearnInputs
@@ -46,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     base = base_model(repository(), options.model, options.rules)
     counts = sorted({int(n) for n in options.counts.split(",")})
-    known = table(methods.names())
+    known = fitting(table(methods.names()), choose(base.houses(repository())["object"], {}).method)
     asked = contenders(known, options.methods.split(","), "object", {"object": None, "style": None})
     rows = list(few(base, asked, counts, options.singles, options.seed, options.threads))
     found = {
@@ -68,22 +67,26 @@ def few(
     Raises:
         InputError: a request has fewer forget images than a count.
     """
-    repo, house = repository(), base.houses(repository())["object"]
-    # What fits into memory is the model's business, as in `bench.worklist`.
-    size = choose(house, {}).method.micro_batch
-    fitting = [Contender(c.label, c.method and replace(c.method, micro_batch=size)) for c in asked]
-    with linked_sets(repo, house) as folder:
-        labels = read_labels(repo / house.labels)
-        requests = draw(labels, {"object": usable(folder, "object")}, {"single": singles}, seed)
+    repo = repository()
+    houses = base.houses(repo)
+    with drawn(repo, houses, {"single": singles}, seed) as (world, requests):
         model, work = base.load(), base.load()
         for request in tqdm(requests, unit="request"):
             with deterministic(0, threads):
                 case = Case.build(
-                    repo, folder, house, (base.label, model), request, fitting[0], None, Settings(), threads
+                    repo,
+                    world.folders["object"],
+                    houses["object"],
+                    (base.label, model),
+                    request,
+                    asked[0],
+                    None,
+                    Settings(),
+                    threads,
                 )
             for n in counts:
                 fewer = replace(case, inputs=first(case.inputs, n, seed))
-                for contender in fitting:
+                for contender in asked:
                     yield {**trial(fewer, contender, work, {"probe": {}}), "images": n}
 
 
@@ -112,7 +115,7 @@ def lines(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Iterator[str]
     yield "|" + "---|" * len(heads)
     for label, by_count in found.items():
         for n, own in by_count.items():
-            cells = [shown(f, own["figures"][f]) if f in own["figures"] else "–" for f in FIGURES]
+            cells = [shown(name, own["figures"].get(name)) for name in FIGURES]
             yield f"| `{label}` | {n} | {own['n']} | {own['verdicts']['passed']} | {' | '.join(cells)} |"
 
 

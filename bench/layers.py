@@ -16,24 +16,22 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.case import Settings
 from bench.contenders import COMMON, TEXT, VISION
-from bench.models import Base, add_model_options, base_model
+from bench.models import add_model_options, base_model
 from bench.provenance import provenance
-from bench.requests import Kind, draw, linked_sets, usable
-from bench.rows import Row, Rows
+from bench.requests import Kind
+from bench.rows import Row
 from bench.summary import COLUMNS, shown, summarise
-from bench.worklist import Asked, World, measure, parse_audits, parse_part, worklist
+from bench.worklist import Asked, drawn, measure, parse_audits, parse_part, worklist
 from contracts.canonical import from_plain
 from contracts.errors import SluglineError
 from contracts.values import Method
 from report.plots import theme
 from tasks.house import repository
-from tasks.plan import read_labels
 from unlearning.families.clip import ClipModel, tower_of
 
 if TYPE_CHECKING:
@@ -74,9 +72,13 @@ def main() -> None:
         retrained=None,
         threads=options.threads,
     )
-    found = _rows(asked, base, options)
-    depth = {label: place for place, label in enumerate(by_depth(model, asked.table))}
-    labels = sorted({row["label"] for row in found}, key=lambda label: depth[label])
+    houses = base.houses(repo)
+    counts: dict[Kind, int] = {"single": options.singles, "family": options.families}
+    with drawn(repo, houses, counts, options.seed) as (world, requests):
+        works = worklist(asked, requests, houses)
+        found = measure(asked, world, works, options.out, options.part, options.limit_seconds)
+    there = {row["label"] for row in found}
+    labels = [label for label in by_depth(model, asked.table) if label in there]
     result = {
         "provenance": provenance("bench.layers"),
         "model": base.label,
@@ -88,21 +90,6 @@ def main() -> None:
     with theme.drawing():
         (options.out / "layers.svg").write_bytes(theme.svg(drawing(found, labels)))
     print(json.dumps(result, indent=2) if options.json else page(result))
-
-
-def _rows(asked: Asked, base: Base, options: argparse.Namespace) -> list[Row]:
-    repo, houses = repository(), base.houses(repository())
-    with ExitStack() as stack:
-        folders = {axis: stack.enter_context(linked_sets(repo, house)) for axis, house in houses.items()}
-        labels = read_labels(repo / houses["object"].labels)
-        known = {axis: usable(folder, axis) for axis, folder in folders.items()}
-        counts: dict[Kind, int] = {"single": options.singles, "family": options.families}
-        requests = draw(labels, known, counts, options.seed)
-        works = worklist(asked, requests, houses)
-        options.out.mkdir(parents=True, exist_ok=True)
-        rows = Rows(options.out / "rows.jsonl")
-        measure(asked, World(repo, houses, folders), works, rows, options.part, options.limit_seconds)
-    return rows.of([work.key for work in works])
 
 
 def by_depth(model: ClipModel, table: Mapping[str, Method]) -> list[str]:
@@ -131,7 +118,7 @@ def page(result: Mapping[str, Any]) -> str:
         "|---|---|---|---|" + "---|" * len(FIGURES),
     ]
     for label, own in result["layers"].items():
-        cells = [shown(name, own["figures"][name]) if name in own["figures"] else "–" for name in FIGURES]
+        cells = [shown(name, own["figures"].get(name)) for name in FIGURES]
         passed = own["verdicts"]["passed"]
         lines.append(f"| `{label}` | {own['n']} | {own['reached_target']} | {passed} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

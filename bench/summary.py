@@ -166,8 +166,10 @@ def _values(
     return found
 
 
-def shown(column: str, value: float) -> str:
-    """A figure as tables print it."""
+def shown(column: str, value: float | None) -> str:
+    """A figure as tables print it; a dash where there is none."""
+    if value is None:
+        return "–"
     match COLUMNS[column].shown:
         case "percent":
             return f"{100 * value:.1f} %"

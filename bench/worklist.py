@@ -1,8 +1,9 @@
 """Which rows are asked for, and measuring those that are missing."""
 
 from argparse import ArgumentTypeError
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -11,16 +12,17 @@ from tqdm import tqdm
 
 from bench.audits import AUDITS
 from bench.case import Case, Settings
-from bench.contenders import RETRAINED, Contender, contenders
+from bench.contenders import RETRAINED, Contender, contenders, fitting
 from bench.gold import Gold, find
 from bench.provenance import commit
-from bench.requests import KINDS, Request
-from bench.rows import Rows, row_key
+from bench.requests import KINDS, Kind, Request, draw, linked_sets, usable
+from bench.rows import Row, Rows, row_key
 from bench.trial import trial
 from contracts.canonical import file_sha256
 from contracts.errors import DigestMismatch, InputError
 from contracts.values import Axis, Method
 from tasks.house import Rules, choose
+from tasks.plan import read_labels
 from unlearning.determinism import deterministic
 from unlearning.families.clip import WEIGHTS, ClipModel
 
@@ -64,6 +66,18 @@ class World:
     repo: Path
     houses: Mapping[Axis, Rules]
     folders: Mapping[Axis, Path]
+
+
+@contextmanager
+def drawn(
+    repo: Path, houses: Mapping[Axis, Rules], counts: Mapping[Kind, int], seed: int
+) -> Iterator[tuple[World, tuple[Request, ...]]]:
+    """The sets of every axis, linked while inside, and the requests that a seed draws (`requests.draw`)."""
+    with ExitStack() as stack:
+        folders = {axis: stack.enter_context(linked_sets(repo, house)) for axis, house in houses.items()}
+        labels = read_labels(repo / houses["object"].labels)
+        known = {axis: usable(folder, axis) for axis, folder in folders.items()}
+        yield World(repo, houses, folders), draw(labels, known, counts, seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,12 +155,8 @@ def worklist(asked: Asked, requests: Sequence[Request], houses: Mapping[Axis, Ru
                 works.append(Work(key, name, weights, request, Contender(RETRAINED, None), audits, gold))
                 audits = {**audits, "distance": {"retrained": sha256}}
             picked = asked.headlines if name in asked.seeds else asked.picked
-            fitting = {
-                # What fits into memory is the model's business, and no part of the comparison.
-                label: replace(method, micro_batch=own[request.axis].micro_batch)
-                for label, method in asked.table.items()
-            }
-            for contender in contenders(fitting, picked, request.axis, stops):
+            known = fitting(asked.table, own[request.axis])
+            for contender in contenders(known, picked, request.axis, stops):
                 key = row_key(weights, request.targets, contender.sha256)
                 works.append(Work(key, name, weights, request, contender, audits, gold))
     return works
@@ -156,23 +166,37 @@ def measure(
     asked: Asked,
     world: World,
     works: Sequence[Work],
-    rows: Rows,
+    out: Path,
     part: tuple[int, int] = (1, 1),
     limit_seconds: float | None = None,
-) -> None:
-    """Measure what is missing, request by request, until it is done or the time is up.
+) -> list[Row]:
+    """Measure what is missing, request by request, until it is done or the time is up; the rows there are.
 
     Args:
         asked: models, settings, threads.
         world: where the sets are.
         works: the rows that are asked for.
-        rows: those that are there; new ones are appended.
+        out: folder of rows.jsonl; new rows are appended.
         part: (i, n), counted from 1: every n-th request from the i-th on.
         limit_seconds: no row is begun after that.
 
     Raises:
         DigestMismatch: a model's weights were replaced after the rows were asked for.
     """
+    out.mkdir(parents=True, exist_ok=True)
+    rows = Rows(out / "rows.jsonl")
+    _measure(asked, world, works, rows, part, limit_seconds)
+    return rows.of([work.key for work in works])
+
+
+def _measure(
+    asked: Asked,
+    world: World,
+    works: Sequence[Work],
+    rows: Rows,
+    part: tuple[int, int],
+    limit_seconds: float | None,
+) -> None:
     began, here = monotonic(), commit(world.repo)
     own = _by_request(works)[part[0] - 1 :: part[1]]
     loaded: tuple[str, ClipModel, ClipModel] | None = None

@@ -202,19 +202,19 @@ class SplitView:
 
     def retained_rate_if(self, enough: Callable[[float], bool]) -> float | None:
         """`retained_rate`, or None if, before a part is counted, the most that it can be is not `enough`."""
+        if not enough(1.0):
+            return None
         split = self._split
-        right, left = 0, len(split.kept_rows)
-        n, classes = left, None
+        classes, right = self.class_embeddings(torch.arange(split.n_classes)).T, 0
+        left = n = len(split.kept_rows)
         for rows in torch.split(split.kept_rows, -(-n // LOOKS)):
-            if not enough((right + left) / n):
-                return None
-            if classes is None:
-                classes = self.class_embeddings(torch.arange(split.n_classes)).T
             scores = self.image_features(rows) @ classes
             if not bool(torch.isfinite(scores).all()):
                 return 0.0
             ranks = classification_ranks(scores, split.labels[rows].to(scores.device), ties="worst")
             right, left = right + int((ranks <= 1).sum()), left - len(rows)
+            if left and not enough((right + left) / n):
+                return None
         return right / n
 
     def _features(self, tower: Tower, keep: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import open_clip
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from contracts.values import Method
 from unlearning.families.clip import ClipModel
@@ -99,6 +100,23 @@ def make_model(vocabulary: bytes) -> Callable[..., ClipModel]:
         return ClipModel(config, net.state_dict(), vocabulary)
 
     return make
+
+
+def assert_open_clips_without_padding(model: ClipModel, tokens: torch.Tensor, block: str) -> None:
+    """Text features and gradients are open_clip's own; `block` sees the tokens of the longest text alone."""
+    layers = [c.name for c in model.candidates() if c.tower == "text"]
+    weights = [model.parameters[layer].requires_grad_() for layer in layers]
+    sizes: list[int] = []
+    model.net.get_submodule(block).register_forward_hook(lambda _, args, out: sizes.append(args[0].shape[1]))
+    text = model.text_features(tokens)
+    expected = functional.normalize(model.net.encode_text(tokens), dim=-1)
+    torch.testing.assert_close(text, expected, atol=1e-6, rtol=0)
+    direction = torch.randn(text.shape, generator=torch.Generator().manual_seed(0))
+    found = torch.autograd.grad((text * direction).sum(), weights)
+    for own, whole in zip(found, torch.autograd.grad((expected * direction).sum(), weights), strict=True):
+        torch.testing.assert_close(own, whole, atol=1e-5, rtol=1e-4)
+    assert sizes == [int(model.text_lengths(tokens).max()), tokens.shape[1]]
+    assert sizes[0] < sizes[1]
 
 
 def train(model: ClipModel, steps: int, rate: float = 3e-3, per_class: int = 1) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from contracts.canonical import file_sha256
 from contracts.errors import InputError, ModelError
+from tests.unlearning.conftest import assert_open_clips_without_padding
 from unlearning.families.clip import EXCLUDED, ClipModel
 
 Make = Callable[..., ClipModel]
@@ -179,20 +180,7 @@ def test_staged_features_are_open_clips(model: ClipModel, micro_batch: int) -> N
 
 def test_text_features_and_gradients_are_open_clips_without_the_padding(model: ClipModel) -> None:
     tokens = model.tokenize(["a red square", "", "yellow"])
-    layers = [c.name for c in model.candidates() if c.tower == "text"]
-    weights = [model.parameters[layer].requires_grad_() for layer in layers]
-    sizes: list[int] = []
-    block = model.net.get_submodule("transformer")
-    block.register_forward_hook(lambda _, args, out: sizes.append(args[0].shape[1]))
-    text = model.text_features(tokens)
-    expected = functional.normalize(model.net.encode_text(tokens), dim=-1)
-    torch.testing.assert_close(text, expected, atol=1e-6, rtol=0)
-    direction = torch.randn(text.shape, generator=torch.Generator().manual_seed(0))
-    found = torch.autograd.grad((text * direction).sum(), weights)
-    for own, whole in zip(found, torch.autograd.grad((expected * direction).sum(), weights), strict=True):
-        torch.testing.assert_close(own, whole, atol=1e-5, rtol=1e-4)
-    assert sizes == [int(model.text_lengths(tokens).max()), tokens.shape[1]]
-    assert sizes[0] < sizes[1]
+    assert_open_clips_without_padding(model, tokens, "transformer")
 
 
 def test_features_from_any_stage_follow_an_edit_of_that_stage(model: ClipModel) -> None:
