@@ -2,7 +2,7 @@
 
 Single concepts drawn by seed, as `bench.compare` draws them.  Of each forget set the first n drawings (in an
 order drawn by seed) are kept; the gates judge on the holdout hands as ever, and a probe looks for the concept
-in the image features.  What a method makes of all drawings that there are is the last count's row.
+in the image features.  A concept with fewer drawings than a count does not stand in that count's row.
 """
 
 import argparse
@@ -48,10 +48,10 @@ def main() -> None:
     known = fitting(table(methods.names()), choose(base.houses(repository())["object"], {}).method)
     asked = contenders(known, options.methods.split(","), "object", {"object": None, "style": None})
     rows = list(few(base, asked, counts, options.singles, options.seed, options.threads))
-    found = {
-        label: {n: summarise([r for r in rows if (r["label"], r["images"]) == (label, n)]) for n in counts}
-        for label in dict.fromkeys(row["label"] for row in rows)
-    }
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for label, n in sorted({(row["label"], row["images"]) for row in rows}):
+        own = [row for row in rows if (row["label"], row["images"]) == (label, n)]
+        found.setdefault(label, {})[n] = summarise(own)
     if options.json:
         told = {"provenance": provenance("bench.few"), "model": base.label, "methods": found, "rows": rows}
         print(json.dumps(told, indent=2))
@@ -62,11 +62,7 @@ def main() -> None:
 def few(
     base: Base, asked: Sequence[Contender], counts: Sequence[int], singles: int, seed: int, threads: int
 ) -> Iterator[Row]:
-    """One row per request, count and contender.
-
-    Raises:
-        InputError: a request has fewer forget images than a count.
-    """
+    """One row per request, contender and count that the request has enough forget images for."""
     repo = repository()
     houses = base.houses(repo)
     with drawn(repo, houses, {"single": singles}, seed) as (world, requests):
@@ -84,7 +80,7 @@ def few(
                     Settings(),
                     threads,
                 )
-            for n in counts:
+            for n in (n for n in counts if n <= len(case.inputs.forget_images)):
                 fewer = replace(case, inputs=first(case.inputs, n, seed))
                 for contender in asked:
                     yield {**trial(fewer, contender, work, {"probe": {}}), "images": n}
