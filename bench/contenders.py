@@ -26,6 +26,10 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "slug-preconditioned vision": {"name": "slug-preconditioned", **VISION},
     "erase-linear text": {"name": "erase-linear", **TEXT},
     "erase-linear vision": {"name": "erase-linear", **VISION, "options": {"shrinkage": 0.5}},
+    "per-tower step": {
+        "name": "per-tower",
+        "options": {"text": {"name": "slug-preconditioned", "forget_at": TEXT["forget_at"]}},
+    },
     "uce text": {"name": "uce", "towers": ["text"]},
     "uce vision": {"name": "uce", **VISION},
     "ccup text": {"name": "ccup", **TEXT},
