@@ -1,0 +1,245 @@
+"""The image-restoration family: PromptIR- and AdaIR-shaped networks, as files and as functions.
+
+A model folder holds `weights.safetensors` and `config.json`:
+
+    {"schema": 1, "family": "restoration", "architecture": "promptir" | "adair", "net": {"width": 48, ...}}
+
+where `net` holds the fields of `PromptIRConfig` or `AdaIRConfig` that differ from the published sizes.
+No file is ever unpickled.  The model is always in `eval()` mode and in fp32; weights may be stored in
+half precision, and are widened, which is exact, when they are read.
+
+Weight names are those of the published checkpoints.
+
+Shapes: N images, H x W pixels.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from contracts.canonical import file_sha256, from_plain, to_plain
+from contracts.errors import InputError, ModelError
+from unlearning.families.adair import AdaIR, AdaIRConfig
+from unlearning.families.clip import CONFIG, HALVES, WEIGHTS, CandidateLayer, Images
+from unlearning.families.clip_config import check_weights, section
+from unlearning.families.promptir import PromptIR, PromptIRConfig
+from unlearning.families.restoration_blocks import Backbone, BackboneConfig
+from unlearning.families.restoration_stages import Activations, StagedNet
+from unlearning.inplace import requiring_grad
+
+FAMILY = "restoration"
+
+ARCHITECTURES: Mapping[str, tuple[type[BackboneConfig], Callable[[Any], Backbone]]] = {
+    "promptir": (PromptIRConfig, PromptIR),
+    "adair": (AdaIRConfig, AdaIR),
+}
+
+# Matched anywhere in the name, as for CLIP.
+EXCLUDED = ("bias",)
+
+# Noise images that a candidate must be able to change: their number, and their side in pixels.
+PROBES, PROBE_SIDE = 4, 32
+
+
+class RestorationModel:
+    """A restoration network: load and save, restore images, name the weights a method may edit.
+
+    Args:
+        config: content of `config.json`.
+        weights: state dict under the published names, in fp32; copied.
+        device: where the weights live.
+
+    Raises:
+        ModelError: configuration and weights do not make a finite model of this family.
+    """
+
+    def __init__(
+        self, config: Mapping[str, Any], weights: Mapping[str, Tensor], device: torch.device | str = "cpu"
+    ) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        with torch.device("meta"):
+            self.net = build_network(config)
+        check_weights(self.net.state_dict(), weights)
+        self.net.to_empty(device=self.device).load_state_dict(weights)
+        self.net.eval().requires_grad_(False)
+        self.parameters: dict[str, nn.Parameter] = dict(self.net.named_parameters())
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "RestorationModel":
+        """Read a model folder; its digests are the registry's business and not checked here.
+
+        Raises:
+            ModelError: a file is missing or unreadable, the family is another one, or the weights
+                do not fit the configuration or are not finite (the message names the tensor).
+        """
+        config = read_config(folder / CONFIG)
+        try:
+            weights = load_file(folder / WEIGHTS)
+        except (OSError, SafetensorError):
+            raise ModelError(f"{WEIGHTS} is missing or is not a complete safetensors file") from None
+        weights = {name: w.float() if w.dtype in HALVES else w for name, w in weights.items()}
+        return cls(config, weights, device)
+
+    @classmethod
+    def initial(
+        cls,
+        architecture: str,
+        options: Mapping[str, Any],
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> "RestorationModel":
+        """A model with initial weights, to be trained; the caller's random generators do not move.
+
+        Args:
+            architecture: a key of `ARCHITECTURES`.
+            options: sizes that differ from the published ones, as in the object `net`.
+            seed: decides the weights.
+            device: where the weights live.
+
+        Raises:
+            ModelError: the architecture or an option is unknown or unusable.
+        """
+        config = configuration(architecture, options)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config, build_network(config).state_dict(), device)
+
+    @classmethod
+    def from_published(
+        cls, architecture: str, checkpoint: Path, options: Mapping[str, Any] | None = None
+    ) -> "RestorationModel":
+        """Import a published checkpoint; see `unlearning.families.restoration_import.read_published`.
+
+        Raises:
+            ModelError: see there, and a tensor that is missing, mis-shaped or not finite.
+        """
+        from unlearning.families.restoration_import import read_published
+
+        return cls(*read_published(architecture, checkpoint, options or {}))
+
+    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, str]:
+        """Write the model folder, without a manifest; loading it gives bit-equal weights.
+
+        Args:
+            folder: made if need be; files of the same names are replaced.
+            dtype: of the stored weights.  fp16 halves the file, and loading gives the rounded weights.
+
+        Returns:
+            sha256 by file name.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = self.net.state_dict()
+        save_file({name: w.to("cpu", dtype).contiguous() for name, w in weights.items()}, folder / WEIGHTS)
+        text = json.dumps(self.config, indent=2, sort_keys=True) + "\n"
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+        return {name: file_sha256(folder / name) for name in (WEIGHTS, CONFIG)}
+
+    def candidates(self) -> tuple[CandidateLayer, ...]:
+        """Every weight a method may edit: not `EXCLUDED` by name, and one that decides the output.
+
+        Which ones do is asked of autograd, with noise images and these weights: a gradient that is
+        missing, or zero in every element, is one of a tensor that no output depends on.  That leaves
+        out AdaIR's `rate_conv`, query and temperature of the attention on its empty low band (see
+        `adair`; in images of 512 pixels and more they would count), and in an AdaIR that is not yet
+        trained all of a frequency block but `para1` and `para2`.
+        """
+        named = {n: p for n, p in self.parameters.items() if not any(word in n for word in EXCLUDED)}
+        draw = torch.Generator().manual_seed(0)
+        probes, weighting = torch.rand(2, PROBES, 3, PROBE_SIDE, PROBE_SIDE, generator=draw).to(self.device)
+        with requiring_grad(self.net, named):
+            restored = self.forward(probes)
+            grads = torch.autograd.grad(restored, list(named.values()), weighting, allow_unused=True)
+        return tuple(
+            CandidateLayer(name, "vision", tuple(p.shape), p.numel())
+            for (name, p), grad in zip(named.items(), grads, strict=True)
+            if grad is not None and bool(grad.any())
+        )
+
+    def preprocess(self, images: Images) -> Tensor:
+        """uint8 images (N, H, W, 3) to fp32 (N, 3, H, W), values 0 to 1, on the model's device.
+
+        Raises:
+            InputError: the array has another shape or type.
+        """
+        batch = torch.as_tensor(images)
+        if batch.ndim != 4 or batch.shape[-1] != 3 or batch.dtype != torch.uint8:
+            raise InputError(f"images must be uint8 (N, H, W, 3), got {batch.dtype} {tuple(batch.shape)}")
+        return batch.to(self.device).permute(0, 3, 1, 2).contiguous().float() / 255.0
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Images (N, 3, H, W) of any size, values 0 to 1, to restored ones, not clipped; differentiable."""
+        restored: Tensor = self.net(pixels)
+        return restored
+
+    @torch.no_grad()
+    def restore(self, images: Images, micro_batch: int = 16) -> Tensor:
+        """uint8 images (N, H, W, 3), N >= 1, to restored ones (N, 3, H, W) in fp32, clipped to 0 to 1.
+
+        Raises:
+            InputError: the array has another shape or type.
+        """
+        parts = (images[start : start + micro_batch] for start in range(0, len(images), micro_batch))
+        return torch.cat([self.forward(self.preprocess(part)).clamp(0.0, 1.0) for part in parts])
+
+    def activations(self, pixels: Tensor) -> Activations:
+        """Images (N, 3, H, W), values 0 to 1, as they enter the first stage."""
+        return Activations.of(pixels, self.net.stride)
+
+    def staged(self) -> StagedNet:
+        """The network as a sequence of stages (`restoration_stages`)."""
+        return StagedNet(self.net.stages())
+
+
+def configuration(architecture: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`config.json` of a network of the published sizes, except for `options`; every size is spelt out.
+
+    Raises:
+        ModelError: the architecture or an option is unknown or unusable.
+    """
+    sizes = to_plain(_sizes(architecture, options))
+    return {"schema": 1, "family": FAMILY, "architecture": architecture, "net": sizes}
+
+
+def build_network(config: Mapping[str, Any]) -> Backbone:
+    """The network that a configuration describes, on torch's default device, with initial weights.
+
+    Raises:
+        ModelError: the architecture or an option is unknown or unusable.
+    """
+    architecture = config.get("architecture")
+    sizes = _sizes(architecture, section(config, "net"))
+    return ARCHITECTURES[str(architecture)][1](sizes)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Parse `config.json` and check schema and family.
+
+    Raises:
+        ModelError: the file is missing, is not JSON, or describes another family or schema.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ModelError(f"{path.name} is missing or is not JSON") from None
+    if not isinstance(config, dict) or config.get("schema") != 1:
+        raise ModelError(f"{path.name} does not follow schema 1")
+    if config.get("family") != FAMILY:
+        raise ModelError(f"the model is of family {config.get('family')!r}, expected {FAMILY!r}")
+    return config
+
+
+def _sizes(architecture: Any, options: Mapping[str, Any]) -> BackboneConfig:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise ModelError(f"unknown restoration architecture {architecture!r}; known are {known}")
+    try:
+        return from_plain(ARCHITECTURES[architecture][0], options)
+    except InputError as error:
+        raise ModelError(str(error)) from None
