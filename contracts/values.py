@@ -9,7 +9,7 @@ from contracts.errors import InputError
 
 Role = Literal["forget", "retain", "search", "holdout", "control", "cross"]
 Axis = Literal["object", "style"]
-Tower = Literal["vision", "text"]
+Tower = Literal["vision", "text", "net"]  # "net": a network that is not taken apart
 Decision = Literal["passed", "failed", "insufficient evidence"]
 OTHER_AXIS: Mapping[Axis, Axis] = {"object": "style", "style": "object"}
 # What a set folder can say of itself; a cross set is the holdout of the axis that is not being edited.
@@ -136,14 +136,18 @@ class LayerScore:
 
 @dataclass(frozen=True)
 class StepTrial:
-    """One evaluated step size of one layer on the search split (rates in 0..1)."""
+    """One evaluated step size of one layer on the search split (rates in 0..1).
+
+    forget_score: a continuous figure over the items to forget; of CLIP their mean cosine, of a restorer the
+        mean gain in PSNR over the input, in dB.
+    """
 
     concept: str
     layer: str
     tower: Tower
     step_size: float
     forget_rate: float
-    forget_cosine: float
+    forget_score: float
     retained_rate: float | None = None
 
 
@@ -196,11 +200,28 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Level:
+    """Mean quality of the outputs for the same n items, before and after, in the unit of the metric.
+
+    loss is before - after, with one-sided 95 % bounds from Student's t over the means of clusters.
+    """
+
+    n: int
+    clusters: int
+    before: float
+    after: float
+    loss: float
+    lower95: float
+    upper95: float
+
+
+@dataclass(frozen=True)
 class Measurements:
-    """All figures of one run.  Keys are dotted metric names, see `gates.metrics`."""
+    """All figures of one run.  Keys are dotted metric names, see `contracts.metrics`."""
 
     rates: Mapping[str, Rate]
     drops: Mapping[str, Drop]
+    levels: Mapping[str, Level] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

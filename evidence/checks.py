@@ -46,6 +46,11 @@ def check_text(statement: Mapping[str, Any], predicate: Predicate) -> list[Check
             "drops", "every drop is the difference of its rates within bounds", recheck.recheck_drops(figures)
         ),
         _check(
+            "levels",
+            "every loss is the difference of its levels within bounds",
+            recheck.recheck_levels(figures),
+        ),
+        _check(
             "neighbours",
             "the planned neighbours, and no others, were measured",
             recheck.recheck_neighbours(plan, figures, verdict),

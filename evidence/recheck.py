@@ -6,10 +6,12 @@ is shared with `gates`: the verifier must not repeat a mistake made there.
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
-from contracts.values import Decision, Drop, GateOutcome, Measurements, Plan, Rate, Verdict
+from contracts.metrics import LEVELS, OF_EACH_NEIGHBOUR
+from contracts.values import Decision, Drop, GateOutcome, Level, Measurements, Plan, Rate, Verdict
 from evidence.binomial import one_sided_95
 
 # The two derivations of a Clopper-Pearson bound agree to about 1e-12.
@@ -17,7 +19,8 @@ _BOUND_TOLERANCE = 1e-9
 _EXACT = 1e-12
 # Counts beyond this are no measurement of ours and would only keep the verifier busy.
 _MAX_ITEMS = 10_000_000
-_NEIGHBOUR = re.compile(r"neighbour\.([cs]-[0-9a-f]{8})\.ta1")
+_NEIGHBOUR = re.compile(rf"neighbour\.([cs]-[0-9a-f]{{8}})\.({'|'.join((*OF_EACH_NEIGHBOUR, *LEVELS))})")
+Lost = TypeVar("Lost", Drop, Level)
 _SELF_CHECKS: dict[str, Callable[[str], str]] = {
     "original_must_fail": lambda metric: metric.replace(".after.", ".before."),
     "control_must_pass": lambda metric: metric.replace("forget.", "control.", 1),
@@ -69,15 +72,35 @@ def recheck_drops(measurements: Measurements) -> list[str]:
             problems.append(f"{name}: drop {drop.estimate} is not before minus after")
         if not -1 <= drop.lower95 <= drop.estimate <= drop.upper95 <= 1:
             problems.append(f"{name}: bounds do not enclose the drop")
-        if name != "neighbours.worst.ta1":
+        if not name.startswith("neighbours.worst."):
             problems += _drop_problems(name, drop, measurements)
-    problems += _worst_problems(measurements)
+    for metric in OF_EACH_NEIGHBOUR:
+        problems += _worst_problems(metric, measurements.drops, lambda drop: drop.estimate)
+    return problems
+
+
+def recheck_levels(measurements: Measurements) -> list[str]:
+    """Losses are before minus after, bounds enclose them, the worst neighbour is the worst.
+
+    As for drops, the bounds themselves need the item-level table.
+    """
+    problems = []
+    for name, level in sorted(measurements.levels.items()):
+        if not (2 <= level.clusters <= level.n <= _MAX_ITEMS):
+            problems.append(f"{name}: {level.n} items of {level.clusters} clusters cannot be")
+        if not _close(level.loss, level.before - level.after, _EXACT):
+            problems.append(f"{name}: loss {level.loss} is not before minus after")
+        if not level.lower95 <= level.loss <= level.upper95:
+            problems.append(f"{name}: bounds do not enclose the loss")
+    for metric in LEVELS:
+        problems += _worst_problems(metric, measurements.levels, lambda level: level.loss)
     return problems
 
 
 def recheck_neighbours(plan: Plan, measurements: Measurements, verdict: Verdict) -> list[str]:
     """Only planned neighbours were measured and, for a pass, all of them: none may be dropped silently."""
-    measured = {match[1] for name in measurements.drops if (match := _NEIGHBOUR.fullmatch(name))}
+    names = (*measurements.drops, *measurements.levels)
+    measured = {match[1] for name in names if (match := _NEIGHBOUR.fullmatch(name))}
     problems = []
     if unplanned := measured - set(plan.neighbours):
         problems.append(f"{len(unplanned)} measured neighbours are not in the plan")
@@ -95,21 +118,23 @@ def _drop_problems(name: str, drop: Drop, measurements: Measurements) -> Iterato
             yield f"{name}: drop and rate {name}.{state} differ"
 
 
-def _worst_problems(measurements: Measurements) -> Iterator[str]:
-    singles = [drop for name, drop in measurements.drops.items() if _NEIGHBOUR.fullmatch(name)]
-    worst, pooled = measurements.drops.get("neighbours.worst.ta1"), measurements.drops.get("neighbours.ta1")
+def _worst_problems(metric: str, found: Mapping[str, Lost], loss: Callable[[Lost], float]) -> Iterator[str]:
+    singles = [
+        one for name, one in found.items() if (match := _NEIGHBOUR.fullmatch(name)) and match[2] == metric
+    ]
+    worst, pooled = found.get(f"neighbours.worst.{metric}"), found.get(f"neighbours.{metric}")
     if worst is None or pooled is None or not singles:
         if worst is not None or pooled is not None or singles:
             yield "neighbours are measured one by one, pooled and at worst, or not at all"
         return
-    if sum(drop.n for drop in singles) != pooled.n:
+    if sum(one.n for one in singles) != pooled.n:
         yield "the neighbours' items do not add up to the pooled ones"
     # Bounds aside, the worst one is one of the neighbours, and none lost more.
-    known = [replace(drop, lower95=worst.lower95, upper95=worst.upper95) for drop in singles]
-    if worst not in known or worst.estimate != max(drop.estimate for drop in singles):
-        yield "neighbours.worst.ta1 is not the neighbour that lost most"
-    if (worst.lower95, worst.upper95) != (pooled.lower95, max(drop.upper95 for drop in singles)):
-        yield "neighbours.worst.ta1 has other bounds than its neighbours give"
+    known = [replace(one, lower95=worst.lower95, upper95=worst.upper95) for one in singles]
+    if worst not in known or loss(worst) != max(loss(one) for one in singles):
+        yield f"neighbours.worst.{metric} is not the neighbour that lost most"
+    if (worst.lower95, worst.upper95) != (pooled.lower95, max(one.upper95 for one in singles)):
+        yield f"neighbours.worst.{metric} has other bounds than its neighbours give"
 
 
 def recheck_gates(measurements: Measurements, verdict: Verdict) -> list[str]:
@@ -187,6 +212,8 @@ def figure_of(measurements: Measurements, column: str) -> float | None:
     metric, _, field = column.rpartition(".")
     if metric.endswith(".drop"):
         value: object = measurements.drops.get(metric.removesuffix(".drop"))
+    elif metric.endswith(".loss"):
+        value = measurements.levels.get(metric.removesuffix(".loss"))
     else:
         value = measurements.rates.get(metric)
     figure = getattr(value, field, None)
@@ -214,7 +241,10 @@ def _result(gate: GateOutcome, figure: float | None) -> str:
 
 
 def _can_fail(gate: GateOutcome) -> bool:
-    return (gate.maximum is not None and gate.maximum < 1) or (gate.minimum is not None and gate.minimum > 0)
+    in_units = gate.metric.removesuffix(".upper95").endswith(".loss")  # decibels know no largest value
+    return (gate.maximum is not None and (gate.maximum < 1 or in_units)) or (
+        gate.minimum is not None and gate.minimum > 0
+    )
 
 
 def _close(a: float, b: float, tolerance: float) -> bool:

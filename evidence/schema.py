@@ -14,6 +14,7 @@ from typing import Any
 
 from contracts.canonical import from_plain
 from contracts.errors import EvidenceError, InputError
+from contracts.metrics import HITS, LEVELS
 from contracts.values import Edit, Measurements, Plan, Verdict
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -23,9 +24,11 @@ WEIGHTS_NAME = "weights.safetensors"
 _KEYS = {"_type", "subject", "predicateType", "predicate", "sha256"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CONCEPT = re.compile(r"[cs]-[0-9a-f]{8}")
+_OWN_WORDS = "|".join((*HITS, *LEVELS))
 _METRIC = re.compile(
-    r"((forget|control)\.(fa|t2i)[15]|(retain|neighbours|cross)\.(ta|t2i)[15]|neighbours\.worst\.ta1"
-    r"|neighbour\.[cs]-[0-9a-f]{8}\.ta1)(\.before|\.after)?"
+    r"((forget|control)\.(fa|t2i)[15]|(retain|neighbours|cross)\.(ta|t2i)[15]"
+    rf"|(forget|control|retain|neighbours|cross)\.({_OWN_WORDS})"
+    rf"|(neighbours\.worst|neighbour\.[cs]-[0-9a-f]{{8}})\.(ta1|{_OWN_WORDS}))(\.before|\.after)?"
 )
 _TOKEN = re.compile(r"[A-Za-z0-9_.:+/@-]{0,200}")
 _SENTENCE = re.compile(r"[A-Za-z0-9_.:+/@<>=,;() -]{0,200}")
@@ -107,8 +110,8 @@ def refuse_free_text(predicate: Mapping[str, Any]) -> None:
     for path, text in _strings(predicate):
         if not _pattern(path).fullmatch(text):
             raise EvidenceError(f"certificate field {path} may not hold such a text")
-    for part in ("rates", "drops"):
-        for name in predicate["measurements"][part]:
+    for part in ("rates", "drops", "levels"):
+        for name in predicate["measurements"].get(part, ()):
             if not _METRIC.fullmatch(name):
                 raise EvidenceError(f"measurements.{part} holds an unknown metric")
 

@@ -1,14 +1,15 @@
 """The item-level outcome table: what the model said about each held-out item, before and after.
 
-One row per (group, item, direction, state):
+One row per (group, item, question, state):
 
     item       opaque id of the item (i2t) or of the text query (t2i)
     cluster    what was sampled: the source drawing of an item, the concept of a text query
     group      forget | retain | neighbour | control | cross (kept, on the other axis)
     concept    opaque id of the true label
-    direction  i2t (image -> class texts) | t2i (class text -> images)
+    question   i2t (image -> class texts) | t2i (class text -> images) | a word of `contracts.metrics.HITS`
     state      before (the pulled model) | after (the candidate)
-    rank       1 = best; rank of the true label (i2t) or of the first right image (t2i)
+    rank       1 = best; rank of the true label (i2t) or of the first right image (t2i); of a yes-or-no
+               question 1 for yes and 2 for no
 
 A neighbour is also a retained concept, so its items may stand in both groups; a forget or control
 item stands in one group only.
@@ -20,13 +21,14 @@ import numpy as np
 import pandas as pd
 
 from contracts.errors import EvidenceError
-from gates.columns import PREFIX, STATES
+from contracts.metrics import HITS, PREFIX, RANKED
+from gates.columns import STATES
 
-COLUMNS = ("item", "cluster", "group", "concept", "direction", "state", "rank")
-DIRECTIONS = ("i2t", "t2i")
+COLUMNS = ("item", "cluster", "group", "concept", "question", "state", "rank")
+QUESTIONS = (*RANKED, *HITS)
 
-_VOCABULARY = {"group": tuple(PREFIX), "direction": DIRECTIONS, "state": STATES}
-_PAIR = ["group", "item", "direction"]
+_VOCABULARY = {"group": tuple(PREFIX), "question": QUESTIONS, "state": STATES}
+_PAIR = ["group", "item", "question"]
 # Concepts become metric names and so reach the certificate: a readable name must stop here.
 _CONCEPT_ID = re.compile(r"[cs]-[0-9a-f]{8}")
 
@@ -76,7 +78,7 @@ def _whole_ranks(rank: "pd.Series[float]") -> "pd.Series[int]":
 
 def _check_pairs(table: pd.DataFrame) -> None:
     key = [*_PAIR, "state"]
-    _refuse(int(table.duplicated(key).sum()), "rows are double (same group, item, direction and state)")
+    _refuse(int(table.duplicated(key).sum()), "rows are double (same group, item, question and state)")
     pairs = table.groupby(_PAIR, sort=False)
     _refuse(int((pairs["state"].size() != 2).sum()), "items lack their before or after row")
     labels = pairs[["cluster", "concept"]].nunique()
@@ -84,7 +86,7 @@ def _check_pairs(table: pd.DataFrame) -> None:
 
 
 def _check_groups(table: pd.DataFrame) -> None:
-    groups = table.groupby(["item", "direction"], sort=False)["group"].agg(set)
+    groups = table.groupby(["item", "question"], sort=False)["group"].agg(set)
     exclusive = groups.map(lambda names: len(names) > 1 and not names <= {"retain", "neighbour"})
     _refuse(int(exclusive.sum()), "forget or control items also stand in another group")
 

@@ -152,6 +152,8 @@ def _check_bound(gate: Gate, where: str) -> None:
         raise InputError(
             f"{where}: an evidence gate asks for a least n, clusters, hits or lower95, got {gate.name!r}"
         )
+    if metric.endswith(".loss") and gate.kind == "utility":
+        return  # in decibels and the like, any bound can be missed
     counts = field in ("n", "clusters", "hits")
     floor = -1.0 if metric.endswith(".drop") and not counts else 0.0
     if gate.maximum is not None and not floor <= gate.maximum < 1:

@@ -103,7 +103,7 @@ def _text_to_image(
 
 
 def _rows(
-    items: Any, clusters: Any, group: str, concepts: Any, direction: str, state: str, ranks: list[int]
+    items: Any, clusters: Any, group: str, concepts: Any, question: str, state: str, ranks: list[int]
 ) -> pd.DataFrame:
     import pandas as pd
 
@@ -113,7 +113,7 @@ def _rows(
             "cluster": list(clusters),
             "group": group,
             "concept": list(concepts),
-            "direction": direction,
+            "question": question,
             "state": state,
             "rank": ranks,
         }

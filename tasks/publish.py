@@ -144,4 +144,5 @@ def _metrics(measurements: Measurements) -> dict[str, float]:
     """The headline figures for MLflow; single neighbours stay in the certificate."""
     figures = {f"{name}.estimate": rate.estimate for name, rate in measurements.rates.items()}
     figures |= {f"{name}.drop": drop.estimate for name, drop in measurements.drops.items()}
+    figures |= {f"{name}.loss": level.loss for name, level in measurements.levels.items()}
     return {name: value for name, value in figures.items() if not name.startswith("neighbour.")}

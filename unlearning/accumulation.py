@@ -9,7 +9,7 @@ from torch import Tensor
 from contracts.errors import ModelError
 from unlearning import distributed
 from unlearning.encoders import Compute
-from unlearning.families.clip import ClipModel
+from unlearning.families import Editable
 
 Gradients = dict[str, Tensor]
 
@@ -30,7 +30,7 @@ class GradientSum:
         ModelError: the model has no weight of a name.
     """
 
-    def __init__(self, model: ClipModel, layers: Sequence[str], compute: Compute, divisor: int = 1) -> None:
+    def __init__(self, model: Editable, layers: Sequence[str], compute: Compute, divisor: int = 1) -> None:
         unknown = [layer for layer in layers if layer not in model.parameters]
         if unknown:
             raise ModelError(f"the model has no weight {unknown[0]!r}")

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from contracts.errors import InputError, ModelError
 from contracts.values import Edit, Method, StepTrial, Tower
+from unlearning.families import Forgetting
 from unlearning.families.clip import ClipModel, tower_of
 from unlearning.request import JOINT, Outcome, Profile, Progress, UnlearnInputs
-from unlearning.search_split import Forgetting, SearchSplit, SplitView
+from unlearning.search_split import SearchSplit, SplitView
 
 Setting = TypeVar("Setting")
 
@@ -133,7 +134,7 @@ class Judge:
         """A record of what was seen; it concerns several layers, so its layer is `JOINT`."""
         targets = self._inputs.targets
         concept = self._inputs.class_ids[targets[0]] if len(targets) == 1 else JOINT
-        return StepTrial(concept, JOINT, self._tower, step_size, seen.rate, seen.cosine, retained_rate)
+        return StepTrial(concept, JOINT, self._tower, step_size, seen.rate, seen.score, retained_rate)
 
     def _view_of(self, layers: Sequence[str]) -> SplitView:
         stages: dict[Tower, int] = {}

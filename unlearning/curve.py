@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
+from unlearning.families import Forgetting, Split, View
 from unlearning.inplace import edited
 from unlearning.request import Progress
-from unlearning.search_split import Forgetting, SearchSplit, SplitView
 
 CURVE_MULTIPLES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
 def measured_curve(
-    split: SearchSplit,
-    view: SplitView,
+    split: Split,
+    view: View,
     targets: Sequence[int],
     updates: Callable[[float], Mapping[str, Tensor]],
     progress: Progress,

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from contracts.values import LayerScore
-from unlearning.families.clip import CandidateLayer
+from unlearning.families import CandidateLayer
 
 # The reference implementation's guard against tiny gradients in the cosine.
 ALIGNMENT_EPS = 1e-6

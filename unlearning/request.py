@@ -1,6 +1,6 @@
 """What an unlearning method is asked, and what it answers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,16 +8,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contracts.errors import InputError
-from contracts.values import Edit, LayerScore, Method, StepTrial
-from unlearning.retain_statistics import KnownRetain
+from contracts.values import Edit, LayerScore, Method, StepTrial, Tower
+from unlearning.families import Progress
+from unlearning.families.clip import ClipModel
+from unlearning.gradients import Gradients, forget_gradient, retain_gradient
+from unlearning.moment_sums import Moments
+from unlearning.moments import retain_gradient_and_sums
+from unlearning.retain_statistics import KnownRetain, Wanted
+from unlearning.search_split import SearchSplit
 
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, done, total)."""
+__all__ = ["JOINT", "Outcome", "Profile", "Progress", "UnlearnInputs", "check_method"]
 
 
 @dataclass(frozen=True, eq=False)
 class UnlearnInputs:
-    """The sets of one request, in memory; one zero-shot task over C classes (objects or styles).
+    """The sets of one request to a CLIP model, in memory; one zero-shot task over C classes.
+
+    The objectives are SLUG's: forgetting ascends the mean of 1 - cos of the forget pairs, retaining
+    descends the contrastive loss of the retain pairs (`unlearning.gradients`).
 
     Attributes:
         class_ids: C opaque ids; the only names that leave this room.
@@ -90,6 +98,70 @@ class UnlearnInputs:
             # With identical texts the image-to-text loss is constant and alignment means nothing.
             raise InputError("the retain captions are all alike: the contrastive loss cannot tell them apart")
 
+    def forget_gradient(
+        self, model: ClipModel, targets: Sequence[int], layers: Sequence[str], micro_batch: int
+    ) -> Gradients:
+        """See `unlearning.gradients.forget_gradient`; over the forget items of these targets."""
+        rows = np.isin(self.forget_labels, targets).nonzero()[0]
+        captions = [self.forget_captions[i] for i in rows]
+        return forget_gradient(model, self.forget_images[rows], captions, layers, micro_batch)
+
+    def retain_gradient(
+        self, model: ClipModel, layers: Sequence[str], method: Method, progress: Progress
+    ) -> Gradients:
+        """See `unlearning.gradients.retain_gradient`."""
+        return retain_gradient(
+            model,
+            self.retain_images,
+            self.retain_captions,
+            layers,
+            retain_batch=method.retain_batch,
+            micro_batch=method.micro_batch,
+            seed=self.seed,
+            progress=lambda done, total: progress("retain gradient", done, total),
+        )
+
+    def retain_gradient_and_moments(
+        self,
+        model: ClipModel,
+        layers: Sequence[str],
+        method: Method,
+        *,
+        widest: int,
+        with_outputs: bool,
+        known: Wanted | None,
+        progress: Progress,
+    ) -> tuple[Gradients, dict[str, Moments]]:
+        """See `unlearning.moments.retain_gradient_and_sums`; from `known_retain` if there is any.
+
+        Raises:
+            InputError: what is known was measured for another method or seed.
+        """
+        if self.known_retain is not None:
+            if self.known_retain.statistics.wanted != known:
+                raise InputError(
+                    "the known retain statistics are not those that this method and seed ask for"
+                )
+            moments = self.known_retain.moments(model, layers, method.micro_batch)
+            return self.known_retain.statistics.gradient, moments
+        gradient, sums = retain_gradient_and_sums(
+            model,
+            self.retain_images,
+            self.retain_captions,
+            layers,
+            retain_batch=method.retain_batch,
+            micro_batch=method.micro_batch,
+            seed=self.seed,
+            widest=widest,
+            with_outputs=with_outputs,
+            progress=lambda done, total: progress("retain gradient", done, total),
+        )
+        return gradient, {layer: sums[layer].mean() for layer in sums}
+
+    def search_split(self, model: ClipModel, method: Method) -> SearchSplit:
+        """See `unlearning.search_split`."""
+        return SearchSplit(model, self, method)
+
 
 def _check_images(what: str, images: NDArray[np.uint8]) -> None:
     is_batch = images.ndim == 4 and images.shape[-1] == 3 and 0 not in images.shape
@@ -105,14 +177,19 @@ def _check_templates(templates: tuple[str, ...]) -> None:
             raise InputError(f"a template must hold {{}} exactly once, got {template!r}")
 
 
-def check_method(method: Method, n_classes: int) -> None:
+def check_method(method: Method, n_classes: int, towers: Collection[Tower]) -> None:
     """Options that would make a search meaningless.
+
+    Args:
+        method: what was asked for.
+        n_classes: how many classes the model tells apart.
+        towers: those of the model's family.
 
     Raises:
         InputError: an option is out of its range.
     """
-    if not method.towers or set(method.towers) - {"vision", "text"}:
-        raise InputError(f"towers must be vision, text or both, got {method.towers!r}")
+    if not method.towers or set(method.towers) - set(towers):
+        raise InputError(f"towers must be of {', '.join(towers)}, got {method.towers!r}")
     if not 1 <= method.forget_at < n_classes:
         raise InputError(
             f"forget_at must lie in 1..{n_classes - 1} for {n_classes} classes, got {method.forget_at}"

@@ -13,16 +13,19 @@ Shapes: n images asked for, N images in the split, C classes, T templates, D emb
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from contracts.values import Method, Tower
-from unlearning.families.clip import ClipModel
+from unlearning.families import Forgetting, deciding_margin
+from unlearning.families.clip import ClipModel, tower_of
 from unlearning.families.clip_stages import Batch
-from unlearning.request import UnlearnInputs
 from unlearning.zero_shot import classification_ranks, fill_templates, pool_templates, rate_at
+
+if TYPE_CHECKING:
+    from unlearning.request import UnlearnInputs
 
 # Classes per image, as a multiple of forget_at, that are encoded first after a text edit.
 FIRST_CLASSES = 8
@@ -30,30 +33,11 @@ FIRST_CLASSES = 8
 LOOKS = 8
 
 
-@dataclass(frozen=True)
-class Forgetting:
-    """How well targets are known on the search split: FA@forget_at by target and over all items, mean cosine.
-
-    The cosine is that of an image and its true class embedding.  `margin` is continuous in the
-    weights: negative exactly where every target's rate is at most `forget_target`.
-    """
-
-    rates: Mapping[int, float]
-    rate: float
-    cosine: float
-    margin: float
-
-    @property
-    def worst(self) -> float:
-        """The rate of the best-known target: what a joint step has to bring down."""
-        return max(self.rates.values())
-
-
 class SearchSplit:
     """Images, class texts and their features under the weights at construction."""
 
     @torch.no_grad()
-    def __init__(self, model: ClipModel, inputs: UnlearnInputs, method: Method) -> None:
+    def __init__(self, model: ClipModel, inputs: "UnlearnInputs", method: Method) -> None:
         self.model, self.method = model, method
         self.labels = torch.as_tensor(inputs.search_labels)
         self.targets = torch.tensor(inputs.targets)
@@ -78,6 +62,11 @@ class SearchSplit:
             before: a view at the same weights that stands earlier, to go on from in its towers.
         """
         return SplitView(self, stages, before)
+
+    def place(self, layer: str) -> tuple[Tower, int]:
+        """Tower of a weight, and the stage in it that uses the weight."""
+        tower = tower_of(layer)
+        return tower, self.model.staged(tower).stage_of(layer)
 
     def rows_of(self, classes: Sequence[int]) -> Tensor:
         """The images that show one of the classes, ascending."""
@@ -183,18 +172,13 @@ class SplitView:
         return Forgetting(
             rates={t: float((m >= 0).double().mean()) for t, m in own.items()},
             rate=float((margins >= 0).double().mean()),
-            cosine=float(true.double().mean()),
-            margin=max(self._margin(m) for m in own.values()),
+            score=float(true.double().mean()),
+            margin=max(deciding_margin(m, self._split.method.forget_target) for m in own.values()),
         )
 
     def _best(self, scores: Tensor) -> Tensor:
         """(n, forget_at) highest scores of each row, falling."""
         return scores.topk(self._split.method.forget_at, dim=1).values
-
-    def _margin(self, margins: Tensor) -> float:
-        """Of a target's item margins (n,) the one that decides: as many larger ones may stay known."""
-        allowed = int(self._split.method.forget_target * len(margins) + 1e-9)
-        return float(margins.sort(descending=True).values[allowed])
 
     def retained_rate(self) -> float:
         """TA@1 over the items of classes to keep; 0 where features are not finite (nothing is classified)."""

@@ -15,12 +15,11 @@ from torch import Tensor
 from contracts.errors import InputError, ModelError
 from contracts.values import Edit, Method, StepTrial, Tower
 from unlearning.curve import measured_curve
-from unlearning.families.clip import ClipModel, tower_of
+from unlearning.families import Editable, Forgetting, Request, Split, View
 from unlearning.inplace import apply, edited
 from unlearning.layer_steps import Combination, Directions, LayerStep, best_layer
-from unlearning.request import JOINT, Outcome, Profile, Progress, UnlearnInputs
+from unlearning.request import JOINT, Outcome, Profile, Progress
 from unlearning.search import StepSearch, smallest_step
-from unlearning.search_split import Forgetting, SearchSplit, SplitView
 
 # The first step changes a layer by a tenth of its norm: SLUG's released code; its Algorithm 1 prints another.
 FIRST_RELATIVE_STEP = 0.1
@@ -39,7 +38,7 @@ class Stepper:
 
     def __init__(
         self,
-        split: SearchSplit,
+        split: Split,
         directions: Directions,
         targets: Mapping[str, Sequence[int]],
         concepts: Sequence[str],
@@ -136,11 +135,11 @@ class Stepper:
             size = sum(step.step_size for step in own) * chosen.factor
             concepts = self._concepts if own[0].concept == JOINT else tuple(s.concept for s in own)
             change = _norm(update) / _norm(self._weights[layer])
-            records.append(Edit(layer, tower_of(layer), size, concepts, change))
+            records.append(Edit(layer, self._tower(layer), size, concepts, change))
         return tuple(records)
 
     def _search_layer(
-        self, view: SplitView, concept: str, layer: str, rival: LayerStep | None
+        self, view: View, concept: str, layer: str, rival: LayerStep | None
     ) -> LayerStep | None:
         direction, targets = self._directions[concept][layer], self._targets[concept]
         weight_norm, direction_norm = _norm(self._weights[layer]), _norm(direction)
@@ -167,10 +166,10 @@ class Stepper:
             StepTrial(
                 concept,
                 layer,
-                tower_of(layer),
+                self._tower(layer),
                 step,
                 seen.rate,
-                seen.cosine,
+                seen.score,
                 retained if step == best else None,
             )
             for step, seen in search.tried
@@ -188,16 +187,18 @@ class Stepper:
         )
 
     def _observe(
-        self, view: SplitView, updates: Mapping[str, Tensor], targets: Sequence[int]
+        self, view: View, updates: Mapping[str, Tensor], targets: Sequence[int]
     ) -> Forgetting | None:
         with edited(self._weights, updates):
             return view.forgetting(targets, exact=self._method.step_rule == "bisection")
 
     def _place(self, job: tuple[str, str]) -> tuple[Tower, int]:
-        tower = tower_of(job[1])
-        return tower, self._split.model.staged(tower).stage_of(job[1])
+        return self._split.place(job[1])
 
-    def _view(self, combination: Combination) -> SplitView:
+    def _tower(self, layer: str) -> Tower:
+        return self._split.place(layer)[0]
+
+    def _view(self, combination: Combination) -> View:
         """A view that stands before the first edited stage of each edited tower."""
         first: dict[Tower, int] = {}
         for step in combination.steps:
@@ -213,15 +214,15 @@ class Stepper:
         return StepTrial(
             concept=steps[0].concept if len(steps) == 1 else JOINT,
             layer=steps[0].layer if len(layers) == 1 else JOINT,
-            tower=tower_of(steps[0].layer),
+            tower=self._tower(steps[0].layer),
             step_size=size,
             forget_rate=seen.rate,
-            forget_cosine=seen.cosine,
+            forget_score=seen.score,
         )
 
 
 def search_step(
-    split: SearchSplit,
+    split: Split,
     observe: Callable[[float], Forgetting | None],
     targets: Sequence[int],
     first: float,
@@ -247,8 +248,8 @@ def search_step(
 
 
 def step_and_edit(
-    model: ClipModel,
-    inputs: UnlearnInputs,
+    model: Editable,
+    inputs: Request,
     method: Method,
     profile: Profile,
     progress: Progress,
@@ -269,7 +270,7 @@ def step_and_edit(
     if set(profile.directions) != set(targets) or set(profile.scores) - {JOINT} - set(concepts):
         raise InputError("the profile was taken for other concepts than the request names")
     directions = {concept: profile.directions[concept] for concept in targets}
-    stepper = Stepper(SearchSplit(model, inputs, method), directions, targets, list(concepts), least)
+    stepper = Stepper(inputs.search_split(model, method), directions, targets, list(concepts), least)
     found = stepper.search_layers(progress)
     trials = [trial for steps in found.values() for step in steps for trial in step.trials]
     best = [best_layer(steps) for steps in found.values()]

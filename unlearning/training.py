@@ -23,10 +23,10 @@ from torch import Tensor
 from contracts.errors import InputError
 from contracts.values import Method, StepTrial
 from unlearning.attempts import Attempt, Judge, assign, restored, settle, trainable
+from unlearning.families import Forgetting
 from unlearning.families.clip import ClipModel, Images
 from unlearning.inplace import requiring_grad
 from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
-from unlearning.search_split import Forgetting
 
 
 @dataclass(frozen=True)

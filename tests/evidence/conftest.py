@@ -37,7 +37,7 @@ def _rows(group: str, concept: str, ranks: list[tuple[int, int]]) -> list[dict[s
             "cluster": f"d-{concept}{i // 5}",
             "group": group,
             "concept": concept,
-            "direction": "i2t",
+            "question": "i2t",
             "state": state,
             "rank": rank,
         }

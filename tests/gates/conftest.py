@@ -11,16 +11,16 @@ CONTROL = "c-00000c00"
 
 
 def rows(
-    group: str, concept: str, ranks: list[tuple[int, int]], *, direction: str = "i2t", views: int = 1
+    group: str, concept: str, ranks: list[tuple[int, int]], *, question: str = "i2t", views: int = 1
 ) -> list[dict[str, object]]:
     """One item per (rank before, rank after); `views` items in a row share a drawing."""
     return [
         {
-            "item": f"i-{group[:1]}{direction}{concept}{i}",
+            "item": f"i-{group[:1]}{question}{concept}{i}",
             "cluster": f"d-{concept}{i // views}",
             "group": group,
             "concept": concept,
-            "direction": direction,
+            "question": question,
             "state": state,
             "rank": rank,
         }
@@ -44,8 +44,8 @@ def _outcomes() -> pd.DataFrame:
             *({**row, "group": "retain"} for row in neighbours),
             *rows("control", CONTROL, [(40, 40)] * 60),
             *rows("cross", "s-00000001", [(1, 1)] * 100 + [(2, 2)] * 20),
-            *rows("forget", FORGOTTEN, [(1, 30)], direction="t2i"),
-            *rows("retain", "c-00000001", [(1, 1), (2, 1), (9, 9)], direction="t2i"),
+            *rows("forget", FORGOTTEN, [(1, 30)], question="t2i"),
+            *rows("retain", "c-00000001", [(1, 1), (2, 1), (9, 9)], question="t2i"),
         ]
     )
 

@@ -5,6 +5,7 @@ import dataclasses
 import pandas as pd
 import pytest
 
+from contracts.metrics import HITS, LEVELS
 from contracts.values import Measurements
 from gates.columns import flatten, is_known, known_columns
 from gates.metrics import measure
@@ -67,9 +68,14 @@ def test_every_column_of_a_run_is_known_and_the_known_ones_occur(
     assert figures["retain.ta1.drop.n"] == 340
     assert figures["forget.fa1.after.n"] == 60
 
-    both = pd.concat([outcomes, outcomes[outcomes.direction == "i2t"].assign(direction="t2i", item=_renamed)])
-    seen = {column.replace("c-0000000a", "<concept id>") for column in flatten(measure(both, seed=0))}
-    assert set(known_columns()) <= seen
+    ranked = outcomes[outcomes.question == "i2t"]
+    others = [ranked.assign(question=question, item=_renamed) for question in ("t2i", *HITS)]
+    everything = pd.concat([outcomes[outcomes.question != "t2i"], *others])
+    items = ranked[ranked.state == "before"]
+    qualities = pd.concat([items.assign(metric=metric, before=30.0, after=29.0) for metric in LEVELS])
+    found = flatten(measure(everything, seed=0, qualities=qualities))
+    assert all(is_known(column) for column in found)
+    assert set(known_columns()) <= {column.replace("c-0000000a", "<concept id>") for column in found}
 
 
 def _renamed(table: pd.DataFrame) -> "pd.Series[str]":

@@ -45,7 +45,7 @@ def test_sound_table_comes_back_with_integer_ranks_whatever_the_row_order(outcom
         (_set(0, "rank", 1.5), "1 rows have a fractional rank"),
         (_set(0, "group", "forgotten"), "1 rows have a group other than"),
         (_set(0, "state", "middle"), "1 rows have a state other than"),
-        (_set(0, "direction", "t2t"), "1 rows have a direction other than"),
+        (_set(0, "question", "t2t"), "1 rows have a question other than"),
         (_set(0, "item", None), "1 rows have no item"),
         (_set(0, "cluster", ""), "1 rows have no cluster"),
         (_set(0, "cluster", "d-other"), "1 items change cluster or concept"),
@@ -66,6 +66,6 @@ def test_readable_concept_name_is_refused_and_not_repeated(outcomes: pd.DataFram
 
 @pytest.mark.parametrize("second", ["retain", "neighbour", "control"])
 def test_forget_item_in_a_second_group_is_refused(outcomes: pd.DataFrame, second: str) -> None:
-    forget = outcomes[(outcomes.group == "forget") & (outcomes.direction == "i2t")].head(4)
+    forget = outcomes[(outcomes.group == "forget") & (outcomes.question == "i2t")].head(4)
     with pytest.raises(EvidenceError, match="2 forget or control items also stand"):
         check_outcomes(pd.concat([outcomes, forget.assign(group=second)]))

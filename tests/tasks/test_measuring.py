@@ -112,7 +112,7 @@ def test_the_verdict_uses_no_item_and_no_drawing_that_the_method_saw(
     monkeypatch.setattr(inputs, "load_images", loaded)
     inputs.unlearn_inputs(finished.plan, Path(finished.run.folder), 32)
     saw = pd.concat(seen)
-    counted = pd.read_parquet(finished.run.path(OUTCOMES_FILE)).query("direction == 'i2t'")
+    counted = pd.read_parquet(finished.run.path(OUTCOMES_FILE)).query("question == 'i2t'")
 
     assert len(saw) > 50
     assert len(counted) > 50
@@ -163,7 +163,7 @@ def test_outcomes_equal_a_naive_recomputation(own_run: Run, finished: Finished, 
         naive = Naive(Path(folder), Path(own_run.folder))
         expected.update(naive.ranks(plan, state))
 
-    found = {(r.group, r.item, r.direction, r.state): r.rank for r in table.itertuples()}
+    found = {(r.group, r.item, r.question, r.state): r.rank for r in table.itertuples()}
     assert found == expected
     forget = [r for (g, _, d, s), r in expected.items() if (g, d, s) == ("forget", "i2t", "after")]
     fa5 = measured.rates["forget.fa5.after"]

@@ -166,7 +166,7 @@ def test_the_curve_starts_at_the_original_and_its_cosine_falls(model: ClipModel,
     assert (points[0].forget_rate, points[0].retained_rate) == before
     at_one = points[CURVE_MULTIPLES.index(1.0)]
     assert (at_one.forget_rate, at_one.retained_rate) == plain.evaluate(model)
-    cosines = [p.forget_cosine for p in points[:5]]
+    cosines = [p.forget_score for p in points[:5]]
     assert cosines == sorted(cosines, reverse=True)
 
 
@@ -349,7 +349,7 @@ def test_huge_steps_that_break_the_model_are_not_success(model: ClipModel, task)
         assert view.retained_rate() == 0.0
     outcome = methods.edit(model, inputs, replace(task.method, search_steps=40), huge)
     assert all(
-        math.isfinite(v) for t in outcome.trials for v in (t.step_size, t.forget_rate, t.forget_cosine)
+        math.isfinite(v) for t in outcome.trials for v in (t.step_size, t.forget_rate, t.forget_score)
     )
     assert changed(model, start) == {layer}
     assert before.keys() == start.keys()

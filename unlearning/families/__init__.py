@@ -1,1 +1,198 @@
-"""Model families: one adapter per family, each hiding how its models load, encode and name weights."""
+"""Model families.  What a family brings, and what is therefore not known anywhere else:
+
+    <family>.py            the model: load, save, name the weights that may be edited (`Editable`)
+    <family>_request.py    the sets of a request, the forget and retain objectives on them, and the search
+                           split, which goes on from the stage of an edited weight (`Request`)
+
+Methods see these protocols alone, so one that needs no more than they offer works for every family.
+`module` finds a family by its name, the name that `config.json` and the registry hold.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from contracts.errors import ModelError
+from contracts.values import Method, Tower
+
+if TYPE_CHECKING:
+    from unlearning.moment_sums import Moments
+    from unlearning.retain_statistics import Wanted
+
+FAMILIES = ("clip", "restoration")
+ANY = FAMILIES  # for a method that asks for nothing but the protocols here
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, done, total)."""
+
+
+@dataclass(frozen=True)
+class CandidateLayer:
+    """One named weight tensor that an unlearning method may edit."""
+
+    name: str
+    tower: Tower
+    shape: tuple[int, ...]
+    n_params: int
+
+
+class Editable(Protocol):
+    """A model whose weights a method edits in place; always in `eval()` mode and in fp32."""
+
+    device: torch.device
+    parameters: dict[str, nn.Parameter]
+
+    @property
+    def family(self) -> str:
+        """One of `FAMILIES`."""
+
+    def candidates(self) -> tuple[CandidateLayer, ...]:
+        """Every weight that may be edited, and decides something downstream."""
+
+    def save(self, folder: Path) -> dict[str, str]:
+        """Write the model folder; sha256 by file name."""
+
+
+class FamilyModule(Protocol):
+    """The module unlearning/families/<family>.py."""
+
+    TOWERS: tuple[Tower, ...]
+    """What its models are made of, as far as layers are compared and chosen."""
+
+    def load(self, folder: Path, device: torch.device | str = "cpu") -> Editable:
+        """Read a model folder."""
+
+
+def module(family: str) -> FamilyModule:
+    """The module of a family.
+
+    Raises:
+        ModelError: there is no such family.
+    """
+    if family not in FAMILIES:
+        raise ModelError(f"unknown model family {family!r}; there are {', '.join(FAMILIES)}")
+    return cast(FamilyModule, importlib.import_module(f"{__name__}.{family}"))
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """How well the targets are known on the search split.
+
+    Attributes:
+        rates: by target, the share of its items that are known.
+        rate: over the items of all targets.
+        score: a continuous figure of the family, over the same items: of CLIP the mean cosine of an image
+            and its class, of a restorer the mean gain in PSNR over the input, in dB.
+        margin: continuous in the weights, negative exactly where every rate is at most `forget_target`.
+    """
+
+    rates: Mapping[int, float]
+    rate: float
+    score: float
+    margin: float
+
+    @property
+    def worst(self) -> float:
+        """The rate of the best-known target: what a joint step has to bring down."""
+        return max(self.rates.values())
+
+
+def deciding_margin(margins: Tensor, forget_target: float) -> float:
+    """Of a target's item margins (n,) the one that decides: as many larger ones may stay known."""
+    allowed = int(forget_target * len(margins) + 1e-9)
+    return float(margins.sort(descending=True).values[allowed])
+
+
+class View(Protocol):
+    """The search split, ready for edits of some stages: measures under the weights of the moment."""
+
+    def forgetting(self, targets: Sequence[int], exact: bool = True) -> Forgetting | None:
+        """How well the targets are known; None if the model's outputs are not finite.
+
+        Args:
+            targets: classes.
+            exact: False may overstate what is known, if that is cheaper.
+        """
+
+    def both(self, targets: Sequence[int]) -> tuple[Forgetting, float] | None:
+        """`forgetting` and what is retained, 0..1, in one pass; None if the outputs are not finite."""
+
+    def retained_rate_if(self, enough: Callable[[float], bool]) -> float | None:
+        """What is retained, 0..1, or None once it is sure that it is not `enough`."""
+
+
+class Split(Protocol):
+    """The search split of a request under the weights at construction."""
+
+    model: Any
+    method: Method
+
+    def place(self, layer: str) -> tuple[Tower, int]:
+        """Tower of a weight, and the stage in it that uses the weight."""
+
+    def view(self, stages: Mapping[Tower, int], before: Any = None) -> View:
+        """The split, ready for edits at or after the given stage of each named tower.
+
+        Args:
+            stages: by tower; of none, everything is known already.
+            before: a view at the same weights that stands earlier, to go on from in its towers.
+        """
+
+
+class Request(Protocol):
+    """The sets of one request in memory, and the family's objectives on them."""
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """Opaque ids of everything that the model tells apart; the only names that leave this room."""
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """What to forget, as indices into `class_ids`."""
+
+    @property
+    def seed(self) -> int:
+        """Of everything that is drawn."""
+
+    def forget_gradient(
+        self, model: Any, targets: Sequence[int], layers: Sequence[str], micro_batch: int
+    ) -> dict[str, Tensor]:
+        """Gradient of what forgetting ascends, mean over the forget items of these targets."""
+
+    def retain_gradient(
+        self, model: Any, layers: Sequence[str], method: Method, progress: Progress
+    ) -> dict[str, Tensor]:
+        """Gradient of what retaining descends, mean over the retain set."""
+
+    def retain_gradient_and_moments(
+        self,
+        model: Any,
+        layers: Sequence[str],
+        method: Method,
+        *,
+        widest: int,
+        with_outputs: bool,
+        known: "Wanted | None",
+        progress: Progress,
+    ) -> "tuple[dict[str, Tensor], dict[str, Moments]]":
+        """`retain_gradient`, and second moments of what enters (and leaves) the layers that are matrices.
+
+        They come in the order of the backward pass.
+
+        Args:
+            model: at the weights to measure at; they stay as they are.
+            layers: weight names.
+            method: names the batch sizes.
+            widest: layers with more inputs have no moments taken.
+            with_outputs: whether the output factor is wanted too.
+            known: statistics of the whole retain set that would do, if the request was handed them.
+            progress: told how far it is.
+        """
+
+    def search_split(self, model: Any, method: Method) -> Split:
+        """The search split at the model's present weights."""

@@ -17,7 +17,6 @@ Shapes: N items, H x W pixels, S input size, L context length, D embedding width
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,7 +32,7 @@ from torch.nn import functional
 from contracts.canonical import file_sha256
 from contracts.errors import InputError, ModelError
 from contracts.values import Tower
-from unlearning.families import clip_config, clip_stages, clip_timm_hf, clip_timm_hf_stages
+from unlearning.families import CandidateLayer, clip_config, clip_stages, clip_timm_hf, clip_timm_hf_stages
 from unlearning.families.clip_stages import Batch, StagedTower
 from unlearning.inplace import requiring_grad
 
@@ -46,17 +45,9 @@ EXCLUDED = ("bias", "logit_scale", "position", "embedding")
 # Precisions that a file may hold instead of fp32; every value of theirs is an fp32 value too.
 HALVES = (torch.float16, torch.bfloat16)
 
+TOWERS: tuple[Tower, ...] = ("vision", "text")
+
 Images = NDArray[np.uint8] | Tensor
-
-
-@dataclass(frozen=True)
-class CandidateLayer:
-    """One named weight tensor that an unlearning method may edit."""
-
-    name: str
-    tower: Tower
-    shape: tuple[int, ...]
-    n_params: int
 
 
 class ClipModel:
@@ -155,6 +146,11 @@ class ClipModel:
         return {name: file_sha256(folder / name) for name in names}
 
     @property
+    def family(self) -> str:
+        """As `config.json` names it."""
+        return "clip"
+
+    @property
     def logit_scale(self) -> Tensor:
         """exp(logit_scale), a constant of every objective: it is never a candidate."""
         scale: Tensor = self.net.logit_scale.detach().exp()
@@ -244,6 +240,9 @@ class ClipModel:
         """N texts as they enter the first text stage; rows with equal `groups` (N,) begin alike."""
         batches: list[Batch] = self._stages.text_batches(self.net, self.tokenize(texts), groups)
         return batches
+
+
+load = ClipModel.load
 
 
 def tower_of(layer: str) -> Tower:

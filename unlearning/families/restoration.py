@@ -25,8 +25,10 @@ from torch import Tensor, nn
 
 from contracts.canonical import file_sha256, from_plain, to_plain
 from contracts.errors import InputError, ModelError
+from contracts.values import Tower
+from unlearning.families import CandidateLayer
 from unlearning.families.adair import AdaIR, AdaIRConfig
-from unlearning.families.clip import CONFIG, HALVES, WEIGHTS, CandidateLayer, Images
+from unlearning.families.clip import CONFIG, HALVES, WEIGHTS, Images
 from unlearning.families.clip_config import check_weights, section
 from unlearning.families.promptir import PromptIR, PromptIRConfig
 from unlearning.families.restoration_blocks import Backbone, BackboneConfig
@@ -34,6 +36,7 @@ from unlearning.families.restoration_stages import Activations, StagedNet
 from unlearning.inplace import requiring_grad
 
 FAMILY = "restoration"
+TOWERS: tuple[Tower, ...] = ("net",)
 
 ARCHITECTURES: Mapping[str, tuple[type[BackboneConfig], Callable[[Any], Backbone]]] = {
     "promptir": (PromptIRConfig, PromptIR),
@@ -141,6 +144,11 @@ class RestorationModel:
         (folder / CONFIG).write_text(text, encoding="utf-8")
         return {name: file_sha256(folder / name) for name in (WEIGHTS, CONFIG)}
 
+    @property
+    def family(self) -> str:
+        """As `config.json` names it."""
+        return FAMILY
+
     def candidates(self) -> tuple[CandidateLayer, ...]:
         """Every weight a method may edit: not `EXCLUDED` by name, and one that decides the output.
 
@@ -157,7 +165,7 @@ class RestorationModel:
             restored = self.forward(probes)
             grads = torch.autograd.grad(restored, list(named.values()), weighting, allow_unused=True)
         return tuple(
-            CandidateLayer(name, "vision", tuple(p.shape), p.numel())
+            CandidateLayer(name, "net", tuple(p.shape), p.numel())
             for (name, p), grad in zip(named.items(), grads, strict=True)
             if grad is not None and bool(grad.any())
         )
@@ -195,6 +203,9 @@ class RestorationModel:
     def staged(self) -> StagedNet:
         """The network as a sequence of stages (`restoration_stages`)."""
         return StagedNet(self.net.stages())
+
+
+load = RestorationModel.load
 
 
 def configuration(architecture: str, options: Mapping[str, Any]) -> dict[str, Any]:

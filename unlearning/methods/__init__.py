@@ -10,6 +10,10 @@ and, if it can do with statistics of the whole retain set that were taken before
 
     statistics(method, seed)                      which ones (`unlearning.retain_statistics`)
 
+and, if it is not for CLIP alone,
+
+    FAMILIES                                      names of the families that it can edit models of
+
 and is named by its file, underscores as dashes: adding one touches no other file.  `profile` leaves
 the weights alone; after an exception in `edit` they are the old ones, bit for bit.
 """
@@ -21,8 +25,9 @@ from typing import Any, Protocol, cast
 from contracts.canonical import from_plain
 from contracts.errors import InputError
 from contracts.values import Method
-from unlearning.families.clip import ClipModel
-from unlearning.request import Outcome, Profile, Progress, UnlearnInputs, check_method
+from unlearning import families
+from unlearning.families import Editable, Request
+from unlearning.request import Outcome, Profile, Progress, check_method
 from unlearning.retain_statistics import Wanted
 
 
@@ -31,12 +36,10 @@ class UnlearningMethod(Protocol):
 
     Options: type[Any]
 
-    def profile(self, model: ClipModel, inputs: UnlearnInputs, method: Method, progress: Progress) -> Profile:
+    def profile(self, model: Any, inputs: Any, method: Method, progress: Progress) -> Profile:
         """Everything that depends on the weights as they are, computed once."""
 
-    def edit(
-        self, model: ClipModel, inputs: UnlearnInputs, method: Method, profile: Profile, progress: Progress
-    ) -> Outcome:
+    def edit(self, model: Any, inputs: Any, method: Method, profile: Profile, progress: Progress) -> Outcome:
         """Search the step and take it."""
 
 
@@ -56,14 +59,19 @@ def method_named(name: str) -> UnlearningMethod:
     return cast(UnlearningMethod, importlib.import_module(f"{__name__}.{name.replace('-', '_')}"))
 
 
-def check(method: Method, n_classes: int) -> None:
+def check(method: Method, n_classes: int, family: str = "clip") -> None:
     """Refuse, before any work, a method that is unknown or cannot do what it is told.
 
     Raises:
-        InputError: the method, or one of its options, is unknown or out of its range.
+        InputError: the method, or one of its options, is unknown or out of its range, or it is for models
+            of other families.
     """
-    from_plain(method_named(method.name).Options, method.options)
-    check_method(method, n_classes)
+    chosen = method_named(method.name)
+    able = getattr(chosen, "FAMILIES", ("clip",))
+    if family not in able:
+        raise InputError(f"{method.name} edits models of family {', '.join(able)}, this one is of {family}")
+    from_plain(chosen.Options, method.options)
+    check_method(method, n_classes, families.module(family).TOWERS)
 
 
 def statistics(method: Method, seed: int) -> Wanted | None:
@@ -76,22 +84,20 @@ def statistics(method: Method, seed: int) -> Wanted | None:
     return None if wanted is None else cast(Wanted | None, wanted(method, seed))
 
 
-def profile(
-    model: ClipModel, inputs: UnlearnInputs, method: Method, progress: Progress | None = None
-) -> Profile:
+def profile(model: Editable, inputs: Request, method: Method, progress: Progress | None = None) -> Profile:
     """What the method needs to know of the model as it is; the weights stay as they are.
 
     Raises:
         InputError: see `check`.
         ModelError: a gradient is not finite.
     """
-    check(method, len(inputs.class_ids))
+    check(method, len(inputs.class_ids), model.family)
     return method_named(method.name).profile(model, inputs, method, progress or _silent)
 
 
 def edit(
-    model: ClipModel,
-    inputs: UnlearnInputs,
+    model: Editable,
+    inputs: Request,
     method: Method,
     profile: Profile,
     progress: Progress | None = None,
@@ -102,13 +108,11 @@ def edit(
         InputError: see `check`, or the profile is of other concepts.
         ModelError: a concept has no layer that can be stepped, or every step breaks the model.
     """
-    check(method, len(inputs.class_ids))
+    check(method, len(inputs.class_ids), model.family)
     return method_named(method.name).edit(model, inputs, method, profile, progress or _silent)
 
 
-def unlearn(
-    model: ClipModel, inputs: UnlearnInputs, method: Method, progress: Progress | None = None
-) -> Outcome:
+def unlearn(model: Editable, inputs: Request, method: Method, progress: Progress | None = None) -> Outcome:
     """`profile`, then `edit`; after an exception the model holds its old weights, bit for bit."""
     return edit(model, inputs, method, profile(model, inputs, method, progress), progress)
 

@@ -39,6 +39,7 @@ from contracts.canonical import from_plain
 from contracts.errors import InputError
 from contracts.values import Edit, LayerScore, Method, StepTrial, Tower
 from unlearning.curve import measured_curve
+from unlearning.families import Forgetting
 from unlearning.families.clip import ClipModel, tower_of
 from unlearning.inplace import apply, edited
 from unlearning.labelled_inputs import input_moments
@@ -46,7 +47,7 @@ from unlearning.layer_steps import LayerStep, best_layer
 from unlearning.leace import Erasure, LabelledMoments, fit_erasure
 from unlearning.linear_layers import LinearLayer, Updates, linear_layers
 from unlearning.request import JOINT, Outcome, Profile, Progress, UnlearnInputs
-from unlearning.search_split import Forgetting, SearchSplit, SplitView
+from unlearning.search_split import SearchSplit, SplitView
 from unlearning.stepping import search_step
 
 # Captions repeat a few templates: their covariance has so few large directions that a share of its mean
@@ -276,4 +277,4 @@ class _StrengthSearch:
         return tower_of(layer), self._split.model.staged(tower_of(layer)).stage_of(layer)
 
     def _trial(self, layer: str, strength: float, seen: Forgetting, kept: float | None) -> StepTrial:
-        return StepTrial(self._label, layer, tower_of(layer), strength, seen.rate, seen.cosine, kept)
+        return StepTrial(self._label, layer, tower_of(layer), strength, seen.rate, seen.score, kept)

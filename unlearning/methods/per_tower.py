@@ -115,7 +115,7 @@ def edit(
         progress,
     )
     curve = tuple(
-        StepTrial(JOINT, JOINT, "text", multiple, known.rate, known.cosine, retained)
+        StepTrial(JOINT, JOINT, "text", multiple, known.rate, known.score, retained)
         for multiple, known, retained in seen
     )
     assign(model.parameters, changed)

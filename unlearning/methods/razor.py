@@ -34,13 +34,13 @@ from contracts.canonical import from_plain
 from contracts.errors import InputError, ModelError
 from contracts.values import LayerScore, Method, StepTrial
 from unlearning.attempts import Attempt, Judge, check_profile, restored, settle
+from unlearning.families import Forgetting
 from unlearning.families.clip import ClipModel
 from unlearning.gradients import Gradients, forget_gradient, retain_gradient
 from unlearning.inplace import apply, edited, requiring_grad
 from unlearning.profile import score_layers
 from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
 from unlearning.search import smallest_reaching
-from unlearning.search_split import Forgetting
 from unlearning.stepping import FIRST_RELATIVE_STEP
 
 

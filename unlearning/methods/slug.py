@@ -21,11 +21,12 @@ from typing import Literal
 
 from contracts.canonical import from_plain
 from contracts.values import LayerScore, Method
-from unlearning.families.clip import ClipModel
-from unlearning.gradients import forget_gradient, retain_gradient
+from unlearning.families import ANY, Editable, Progress, Request
 from unlearning.profile import score_layers
-from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
+from unlearning.request import Outcome, Profile
 from unlearning.stepping import step_and_edit
+
+FAMILIES = ANY
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Options:
     alignment: Literal["absolute", "signed"] = "absolute"
 
 
-def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: Progress) -> Profile:
+def profile(model: Editable, inputs: Request, method: Method, progress: Progress) -> Profile:
     """Layer scores of every concept, and the forget gradients of the layers on a front.
 
     Raises:
@@ -47,22 +48,11 @@ def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: P
     options = from_plain(Options, method.options)
     candidates = [c for c in model.candidates() if c.tower in method.towers]
     layers = [c.name for c in candidates]
-    retain = retain_gradient(
-        model,
-        inputs.retain_images,
-        inputs.retain_captions,
-        layers,
-        retain_batch=method.retain_batch,
-        micro_batch=method.micro_batch,
-        seed=inputs.seed,
-        progress=lambda done, total: progress("retain gradient", done, total),
-    )
+    retain = inputs.retain_gradient(model, layers, method, progress)
     scores: dict[str, tuple[LayerScore, ...]] = {}
     directions = {}
     for done, target in enumerate(inputs.targets, start=1):
-        rows = (inputs.forget_labels == target).nonzero()[0]
-        captions = [inputs.forget_captions[i] for i in rows]
-        forget = forget_gradient(model, inputs.forget_images[rows], captions, layers, method.micro_batch)
+        forget = inputs.forget_gradient(model, [target], layers, method.micro_batch)
         concept = inputs.class_ids[target]
         scores[concept] = score_layers(candidates, model.parameters, forget, retain, options.alignment)
         directions[concept] = {s.layer: forget[s.layer] for s in scores[concept] if s.on_front}
@@ -70,9 +60,7 @@ def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: P
     return Profile(scores, directions)
 
 
-def edit(
-    model: ClipModel, inputs: UnlearnInputs, method: Method, profile: Profile, progress: Progress
-) -> Outcome:
+def edit(model: Editable, inputs: Request, method: Method, profile: Profile, progress: Progress) -> Outcome:
     """Search every front layer of every concept, choose, combine, and edit the model in place.
 
     Raises:

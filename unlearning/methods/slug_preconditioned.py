@@ -22,21 +22,19 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Literal
 
-import numpy as np
 from torch import Tensor
 
 from contracts.canonical import from_plain
 from contracts.errors import InputError
 from contracts.values import LayerScore, Method
-from unlearning.families.clip import ClipModel, tower_of
-from unlearning.gradients import Gradients, forget_gradient
-from unlearning.moment_sums import Moments
-from unlearning.moments import retain_gradient_and_sums
+from unlearning.families import ANY, Editable, Progress, Request
 from unlearning.moments_solve import Preconditioner
 from unlearning.profile import score_layers
-from unlearning.request import JOINT, Outcome, Profile, Progress, UnlearnInputs
+from unlearning.request import JOINT, Outcome, Profile
 from unlearning.retain_statistics import Wanted
 from unlearning.stepping import step_and_edit
+
+FAMILIES = ANY
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class Options:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: Progress) -> Profile:
+def profile(model: Editable, inputs: Request, method: Method, progress: Progress) -> Profile:
     """Layer scores of every concept, and preconditioned gradients of the layers to search.
 
     `on_front` of a score says that the layer is searched.
@@ -90,7 +88,15 @@ def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: P
             towers = " or ".join(method.towers)
             raise InputError(f"{options.layer!r} is no matrix of the {towers} tower that can be edited")
         named = {options.layer: named[options.layer]}
-    retain, moments = _retain_side(model, inputs, method, options, list(named), progress)
+    retain, moments = inputs.retain_gradient_and_moments(
+        model,
+        list(named),
+        method,
+        widest=options.widest,
+        with_outputs=options.output_epsilon is not None,
+        known=statistics(method, inputs.seed),
+        progress=progress,
+    )
     # Popped, so that moments and factors of all layers are never there together.
     solvers = {
         layer: Preconditioner(layer, moments.pop(layer), options.epsilon, options.output_epsilon)
@@ -104,11 +110,7 @@ def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: P
     several = options.concepts == "joint" and len(inputs.targets) > 1
     groups = {JOINT: list(inputs.targets)} if several else {inputs.class_ids[t]: [t] for t in inputs.targets}
     for done, (concept, targets) in enumerate(groups.items(), start=1):
-        rows = np.isin(inputs.forget_labels, targets).nonzero()[0]
-        captions = [inputs.forget_captions[i] for i in rows]
-        forget = forget_gradient(
-            model, inputs.forget_images[rows], captions, list(solvers), method.micro_batch
-        )
+        forget = inputs.forget_gradient(model, targets, list(solvers), method.micro_batch)
         own = score_layers(candidates, model.parameters, forget, retain)
         if options.choose == "predicted":
             own = _with_best_predicted(own, forget, solvers, options.layers)
@@ -132,42 +134,7 @@ def statistics(method: Method, seed: int) -> Wanted | None:
     return Wanted(method.towers, method.retain_batch, options.widest, seed)
 
 
-def _retain_side(
-    model: ClipModel,
-    inputs: UnlearnInputs,
-    method: Method,
-    options: Options,
-    layers: Sequence[str],
-    progress: Progress,
-) -> tuple[Gradients, dict[str, Moments]]:
-    """Retain gradient and second moments, from what is known of the retain set if anything is.
-
-    Raises:
-        InputError: what is known was measured for another method or seed.
-    """
-    if inputs.known_retain is not None:
-        if inputs.known_retain.statistics.wanted != statistics(method, inputs.seed):
-            raise InputError("the known retain statistics are not those that this method and seed ask for")
-        moments = inputs.known_retain.moments(model, layers, method.micro_batch)
-        return inputs.known_retain.statistics.gradient, moments
-    gradient, sums = retain_gradient_and_sums(
-        model,
-        inputs.retain_images,
-        inputs.retain_captions,
-        layers,
-        retain_batch=method.retain_batch,
-        micro_batch=method.micro_batch,
-        seed=inputs.seed,
-        widest=options.widest,
-        with_outputs=options.output_epsilon is not None,
-        progress=lambda done, total: progress("retain gradient", done, total),
-    )
-    return gradient, {layer: sums[layer].mean() for layer in sums}
-
-
-def edit(
-    model: ClipModel, inputs: UnlearnInputs, method: Method, profile: Profile, progress: Progress
-) -> Outcome:
+def edit(model: Editable, inputs: Request, method: Method, profile: Profile, progress: Progress) -> Outcome:
     """Search every direction of every concept, choose, combine, and edit the model in place.
 
     Raises:
@@ -188,8 +155,9 @@ def _with_best_predicted(
     `solvers` come in the order of the backward pass.
     """
     gains = {s.layer: solvers[s.layer].gain(forget[s.layer]) for s in scores if s.importance > 0}
+    tower_of = {s.layer: s.tower for s in scores if s.layer in gains}
     chosen: set[str] = set()
     for tower in {s.tower for s in scores}:
-        own = [layer for layer in solvers if layer in gains and tower_of(layer) == tower]
+        own = [layer for layer in solvers if tower_of.get(layer) == tower]
         chosen.update([*own[:1], *sorted(own[1:], key=lambda layer: -gains[layer])][:layers])
     return tuple(replace(s, on_front=s.layer in chosen) for s in scores)

@@ -1,0 +1,47 @@
+"""The words that figures are named by: what a family may measure, a gate bound and a certificate hold.
+
+    rate    <prefix>.<metric>.before|after    share of items of which something holds
+    drop    <prefix>.<metric>                 before - after of a rate, on the same items
+    level   <prefix>.<metric>                 mean of a quality in a unit of its own, before and after
+
+Certificates accept no other word, so that no name of a person can stand where a figure's name belongs.
+A family that measures something new adds its word here, and no gate, flow or verifier changes.
+"""
+
+from collections.abc import Mapping
+
+# group of an outcome -> (prefix of its metrics, name of its image -> text accuracy)
+PREFIX: Mapping[str, tuple[str, str]] = {
+    "forget": ("forget", "fa"),
+    "retain": ("retain", "ta"),
+    "neighbour": ("neighbours", "ta"),
+    "control": ("control", "fa"),
+    "cross": ("cross", "ta"),
+}
+
+# Questions that are answered by the rank of the right answer; each is a rate at every depth.
+RANKED = ("i2t", "t2i")
+DEPTHS = (1, 5)
+
+# Questions that are answered by yes or no; each is a rate.
+HITS: Mapping[str, str] = {
+    "restored": "comes out at least 1 dB nearer to the clean image than it went in",
+    "harmed": "comes out at least 1 dB further from the clean image than it went in",
+}
+
+# Qualities of an output, and their units; the more, the better.
+LEVELS: Mapping[str, str] = {"psnr": "dB", "ssim": ""}
+
+# Every neighbour's own figures, of which the worst one is looked for: a rate and its drop, or a level.
+OF_EACH_NEIGHBOUR = ("ta1", "restored")
+
+# What a run is told by in one line: the first of these that it has.
+HEADLINES: Mapping[str, tuple[str, ...]] = {"forget": ("fa1", "restored"), "retain": ("ta1", "restored")}
+
+
+def metrics_of(group: str, question: str) -> dict[str, int]:
+    """Metric name without prefix -> up to which rank an answer counts."""
+    if question in HITS:
+        return {question: 1}
+    word = PREFIX[group][1] if question == "i2t" else question
+    return {f"{word}{depth}": depth for depth in DEPTHS}

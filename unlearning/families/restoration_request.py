@@ -1,0 +1,328 @@
+"""What a restorer is asked to forget: degradations, as pairs of a degraded and a clean image.
+
+    forget objective   L1 between what the model makes of a degraded image and the degraded image itself,
+                       descended: the image is to be left as it came.  Bounded, unlike ascent on the
+                       restoration loss, and it ends where forgetting has to end, at the input's level
+                       (below it the model would do harm, which tells that something was forgotten)
+    retain objective   L1 between what the model makes of a degraded image and the clean one
+    search split       an image is *known* while it comes out nearer to the clean one than it went in
+
+`slug` and `slug-preconditioned` add step * gradient of what they ascend, so the forget gradient here is
+that of minus the distance to the input.
+
+Shapes: N images of H x W pixels.  PSNR in dB, of values 0 to 1, the output clipped.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from contracts.errors import InputError
+from contracts.values import Method, Tower
+from unlearning import distributed
+from unlearning.accumulation import Gradients, GradientSum
+from unlearning.encoders import FULL_PRECISION
+from unlearning.families import Forgetting, Progress, deciding_margin
+from unlearning.families.restoration import RestorationModel
+from unlearning.families.restoration_stages import Activations
+from unlearning.inplace import requiring_grad
+from unlearning.moment_sums import Moments
+from unlearning.moments_collector import Collector
+from unlearning.retain_statistics import Wanted
+
+Pixels = NDArray[np.uint8]
+# Parts of the images to keep, after each of which it is asked whether a layer can still be the best.
+LOOKS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Degraded images, what they must be restored to, and the degradation of each.
+
+    Attributes:
+        degraded: uint8 (N, H, W, 3).
+        clean: uint8 (N, H, W, 3).
+        labels: (N,) classes.
+
+    Raises:
+        InputError: sizes or types contradict each other, or there are none.
+    """
+
+    degraded: Pixels
+    clean: Pixels
+    labels: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        for images in (self.degraded, self.clean):
+            if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+                raise InputError(f"images must be uint8 (N, H, W, 3), got {images.dtype} {images.shape}")
+        if self.degraded.shape != self.clean.shape or len(self.labels) != len(self.clean):
+            raise InputError(
+                f"degraded {self.degraded.shape}, clean {self.clean.shape} and {len(self.labels)} labels "
+                "do not make pairs"
+            )
+        if 0 in self.degraded.shape:
+            raise InputError("there are no pairs of images")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def of(self, classes: Sequence[int]) -> "Pairs":
+        """Those of some classes."""
+        rows = np.isin(self.labels, classes)
+        return Pairs(self.degraded[rows], self.clean[rows], self.labels[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class RestorationRequest:
+    """The sets of one request to a restorer, in memory.
+
+    Attributes:
+        class_ids: C opaque ids of degradations; clean images that must stay as they are may be one.
+        targets: the degradations to forget, as indices into `class_ids`.
+        forget: pairs of the targets.
+        retain: pairs of what is kept.
+        search: pairs of both.
+        seed: of nothing here; every mean is over whole sets.
+
+    Raises:
+        InputError: a target has no pair, or there is nothing to keep.
+    """
+
+    class_ids: tuple[str, ...]
+    targets: tuple[int, ...]
+    forget: Pairs
+    retain: Pairs
+    search: Pairs
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        n, targets = len(self.class_ids), set(self.targets)
+        if not targets or len(targets) != len(self.targets) or min(targets) < 0 or max(targets) >= n:
+            raise InputError(f"targets must be distinct classes in 0..{n - 1}, got {self.targets}")
+        for what, pairs in (("forget", self.forget), ("search", self.search)):
+            for target in self.targets:
+                if target not in pairs.labels:
+                    raise InputError(f"concept {self.class_ids[target]} has no pair in the {what} set")
+        if set(self.forget.labels.tolist()) - targets or targets & set(self.retain.labels.tolist()):
+            raise InputError("the forget set holds what is to be kept, or the retain set what is to go")
+        if not set(self.search.labels.tolist()) - targets:
+            raise InputError("the search set has no pair of what is to be kept")
+
+    def forget_gradient(
+        self, model: RestorationModel, targets: Sequence[int], layers: Sequence[str], micro_batch: int
+    ) -> Gradients:
+        """Gradient of minus the mean L1 between output and degraded input, over the targets' pairs.
+
+        Raises:
+            ModelError: a gradient is not finite (the message names the tensor).
+        """
+        own = self.forget.of(targets)
+        return _gradient(model, own.degraded, own.degraded, layers, micro_batch, sign=-1.0)
+
+    def retain_gradient(
+        self, model: RestorationModel, layers: Sequence[str], method: Method, progress: Progress
+    ) -> Gradients:
+        """Gradient of the mean L1 between output and clean image, over all retained pairs.
+
+        Raises:
+            ModelError: a gradient is not finite (the message names the tensor).
+        """
+        return self._retain_side(model, layers, method, progress, None)
+
+    def retain_gradient_and_moments(
+        self,
+        model: RestorationModel,
+        layers: Sequence[str],
+        method: Method,
+        *,
+        widest: int,
+        with_outputs: bool,
+        known: Wanted | None,
+        progress: Progress,
+    ) -> tuple[Gradients, dict[str, Moments]]:
+        """`retain_gradient`, and second moments of what passes the layers that are matrices.
+
+        Nothing is known beforehand.
+
+        Raises:
+            ModelError: a gradient or a moment is not finite (the message names the tensor).
+        """
+        # Temperatures of attention heads and learnt prompts have more than one axis, too, but multiply nothing.
+        matrices = {n: w for n in layers if (w := model.parameters[n]).ndim in (2, 4)}
+        collector = Collector(matrices, len(self.retain), widest, with_outputs)
+        gradient = self._retain_side(model, layers, method, progress, collector)
+        sums = collector.sums()
+        return gradient, {layer: sums[layer].mean() for layer in sums}
+
+    def search_split(self, model: RestorationModel, method: Method) -> "RestorationSplit":
+        """The search split at the model's present weights."""
+        return RestorationSplit(model, self, method)
+
+    def _retain_side(
+        self,
+        model: RestorationModel,
+        layers: Sequence[str],
+        method: Method,
+        progress: Progress,
+        collector: Collector | None,
+    ) -> Gradients:
+        return _gradient(
+            model,
+            self.retain.degraded,
+            self.retain.clean,
+            layers,
+            method.micro_batch,
+            watch=None if collector is None else collector.watch,
+            progress=lambda done, total: progress("retain gradient", done, total),
+        )
+
+
+def _gradient(
+    model: RestorationModel,
+    degraded: Pixels,
+    wanted: Pixels,
+    layers: Sequence[str],
+    micro_batch: int,
+    *,
+    sign: float = 1.0,
+    watch: Callable[[Tensor, Tensor], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Gradients:
+    """Gradient of sign * L1 between outputs and wanted images, mean over all pixels of all images."""
+    n = len(degraded)
+    total = GradientSum(model, layers, FULL_PRECISION)
+    own = torch.arange(n)[distributed.share(n)]
+    with requiring_grad(model.net, layers):
+        for rows in torch.split(own, micro_batch):
+            if not len(rows):  # fewer images than processes
+                continue
+            restored = model.forward(model.preprocess(degraded[rows.numpy()]))
+            if watch is not None:
+                watch(restored, rows)
+            loss = functional.l1_loss(restored, model.preprocess(wanted[rows.numpy()]))
+            total.add(loss * (sign * len(rows) / n))
+            if progress is not None:
+                progress(int(rows[-1]) + 1, n)
+    return total.total()
+
+
+class RestorationSplit:
+    """Search pairs, and the model's outputs and their errors under the weights at construction."""
+
+    @torch.no_grad()
+    def __init__(self, model: RestorationModel, request: RestorationRequest, method: Method) -> None:
+        self.model, self.method = model, method
+        self.labels = torch.as_tensor(request.search.labels)
+        self.clean = model.preprocess(request.search.clean)
+        degraded = model.preprocess(request.search.degraded)
+        self.start = model.activations(degraded)
+        self.net = model.staged()
+        self.input_errors = mean_squares(degraded, self.clean)
+        whole = RestorationView(self, 0, self.start)
+        self.errors = whole.errors(torch.arange(len(self.labels)))
+        self.kept_rows = torch.nonzero(~torch.isin(self.labels, torch.tensor(request.targets))).flatten()
+
+    def place(self, layer: str) -> tuple[Tower, int]:
+        """Tower of a weight, and the stage in it that uses the weight."""
+        return "net", self.net.stage_of(layer)
+
+    def view(self, stages: Mapping[Tower, int], before: "RestorationView | None" = None) -> "RestorationView":
+        """The split, ready for edits at or after the given stage; of none, everything is known already."""
+        if "net" not in stages:
+            return RestorationView(self, None, None)
+        start, done = self.start, 0
+        if before is not None and before.stage is not None and before.entering is not None:
+            start, done = before.entering, before.stage
+        with torch.no_grad():
+            entering = self.net.run(start, done, stages["net"], self.method.micro_batch)
+        return RestorationView(self, stages["net"], entering)
+
+    def rows_of(self, classes: Sequence[int]) -> Tensor:
+        """The images of some degradations, ascending."""
+        return torch.nonzero(torch.isin(self.labels, torch.tensor(classes))).flatten()
+
+
+class RestorationView:
+    """The search split before some stage, or as it was where `stage` is None."""
+
+    def __init__(self, split: RestorationSplit, stage: int | None, entering: Activations | None) -> None:
+        self._split, self.stage, self.entering = split, stage, entering
+
+    @torch.no_grad()
+    def errors(self, rows: Tensor) -> Tensor:
+        """(n,) mean squared error of the outputs for the images `rows` (n,), values 0 to 1, clipped."""
+        split = self._split
+        if self.stage is None or self.entering is None:
+            known: Tensor = split.errors[rows]
+            return known
+        entering = self.entering.take(rows)
+        restored = split.net.restored(entering, self.stage, split.method.micro_batch)
+        return mean_squares(restored.clamp(0.0, 1.0), split.clean[rows])
+
+    def forgetting(self, targets: Sequence[int], exact: bool = True) -> Forgetting | None:
+        """How much nearer the targets' images still come to the clean ones; always exact."""
+        rows = self._split.rows_of(targets)
+        return self._forgetting(self.errors(rows), rows, targets)
+
+    def both(self, targets: Sequence[int]) -> tuple[Forgetting, float] | None:
+        """`forgetting` and what is retained, in one pass over everything."""
+        errors, rows = self.errors(torch.arange(len(self._split.labels))), self._split.rows_of(targets)
+        seen = self._forgetting(errors[rows], rows, targets)
+        kept = self._split.kept_rows
+        if seen is None or not bool(torch.isfinite(errors).all()):
+            return None
+        return seen, float(self._fidelity(errors[kept], kept).mean())
+
+    def retained_rate_if(self, enough: Callable[[float], bool]) -> float | None:
+        """Mean over the images to keep of min(1, error before / error now); None once it is not `enough`.
+
+        1 is nothing lost, 0.79 one dB.  An image that got better counts as one that stayed.  The images are
+        looked at in an order that mixes degradations, so that a part of them speaks for all.
+        """
+        if not enough(1.0):
+            return None
+        kept = self._split.kept_rows
+        total, left = 0.0, len(kept)
+        for start in range(LOOKS):
+            rows = kept[start::LOOKS]
+            if not len(rows):
+                continue
+            errors = self.errors(rows)
+            if not bool(torch.isfinite(errors).all()):
+                return 0.0
+            total, left = total + float(self._fidelity(errors, rows).sum()), left - len(rows)
+            if left and not enough((total + left) / len(kept)):
+                return None
+        return total / len(kept)
+
+    def _fidelity(self, errors: Tensor, rows: Tensor) -> Tensor:
+        return (self._split.errors[rows] / errors.clamp_min(torch.finfo(errors.dtype).tiny)).clamp_max(1.0)
+
+    def _forgetting(self, errors: Tensor, rows: Tensor, targets: Sequence[int]) -> Forgetting | None:
+        if not bool(torch.isfinite(errors).all()):
+            return None
+        gains = psnr(errors) - psnr(self._split.input_errors[rows])
+        labels = self._split.labels[rows]
+        own = {target: gains[(labels == target).to(gains.device)] for target in targets}
+        return Forgetting(
+            rates={t: float((g >= 0).double().mean()) for t, g in own.items()},
+            rate=float((gains >= 0).double().mean()),
+            score=float(gains.double().mean()),
+            margin=max(deciding_margin(g, self._split.method.forget_target) for g in own.values()),
+        )
+
+
+def mean_squares(shown: Tensor, clean: Tensor) -> Tensor:
+    """(N,) mean squared error of images (N, 3, H, W)."""
+    return (shown - clean).square().flatten(1).mean(dim=1)
+
+
+def psnr(errors: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of mean squared errors (N,) of values 0 to 1; at most 100."""
+    return (-10 * errors.clamp_min(1e-10).log10()).clamp_max(100.0)
