@@ -26,7 +26,7 @@ check: install-dev
 	$(BIN)/lint-imports
 	$(BIN)/dvc pull --quiet
 	$(BIN)/dvc status | tee /dev/stderr | grep -q "up to date"
-	test $$(du -sm data/store | cut -f1) -le 40
+	test $$(du -sm data/store | cut -f1) -le 80
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev

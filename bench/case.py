@@ -15,9 +15,9 @@ from bench.holdout import Holdout
 from bench.requests import Request, plan_for
 from contracts.values import Plan, Tower
 from gates.suite import GateSuite, load_suite
+from tasks.families.clip_inputs import unlearn_inputs
+from tasks.families.clip_measure import Features
 from tasks.house import Rules
-from tasks.inputs import unlearn_inputs
-from tasks.measure import Features
 from unlearning.families.clip import ClipModel
 from unlearning.request import UnlearnInputs
 

@@ -1,7 +1,8 @@
 """What the requests are judged on: pixels read once per request, the base model asked once.
 
-`tasks.measure.measured` reads and encodes everything anew, which is right for one candidate and too
-slow for twenty.  The steps are its own, taken once for all of them (a test compares the figures).
+`tasks.families.clip_measure.measured` reads and encodes everything anew, which is right for one
+candidate and too slow for twenty.  The steps are its own, taken once for all of them (a test compares
+the figures).
 """
 
 from collections.abc import Collection, Mapping
@@ -13,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.values import Axis, Measurements, Plan, Rate, Tower
-from tasks.inputs import Classes, classes_by_axis
-from tasks.measure import (
+from tasks.families.clip_inputs import Classes, classes_by_axis
+from tasks.families.clip_measure import (
     Features,
     class_embeddings_by_axis,
     features_after,
     measured_rows,
     outcomes_of_both,
 )
-from tasks.selection import Parts, select
+from tasks.families.clip_selection import Parts, select
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +56,7 @@ class Holdout:
         """Read the items of a request from a folder with one sub-folder per set role.
 
         Raises:
-            SetError, DigestMismatch: see `tasks.selection.select` and `data.reader.load_images`.
+            SetError, DigestMismatch: see `clip_selection.select` and `data.reader.load_images`.
         """
         classes = classes_by_axis(plan, folder)
         parts = select(plan, folder, {axis: known.known for axis, known in classes.items()})

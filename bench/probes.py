@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bench.case import Case, State
 from gates.intervals import rate
-from tasks.selection import VIEWS
+from tasks.families.clip_selection import VIEWS
 
 PERMUTATIONS = 100
 FALSE_ALARMS = 0.05

@@ -79,7 +79,7 @@ def _pool(labels: "pd.DataFrame", usable: frozenset[str], kind: Kind) -> list[tu
 def usable(folder: Path, axis: Axis) -> frozenset[str]:
     """Labels that the reference models were trained on and that forget, search and holdout set show."""
     from data.layout import read_items
-    from tasks.inputs import read_classes
+    from tasks.families.clip_inputs import read_classes
 
     known = read_classes(folder, axis).known
     return known.intersection(*(read_items(folder / role)[axis] for role in ("forget", "search", "holdout")))

@@ -23,8 +23,8 @@ from bench.models import Base, add_model_options, base_model
 from bench.requests import linked_sets, plan_for, usable
 from contracts.errors import SluglineError
 from contracts.values import Method, Plan
+from tasks.families.clip_inputs import unlearn_inputs
 from tasks.house import choose, repository
-from tasks.inputs import unlearn_inputs
 from unlearning.determinism import deterministic
 from unlearning.families.clip import ClipModel
 from unlearning.methods import unlearn

@@ -19,9 +19,9 @@ from bench.models import Base, add_model_options, base_model
 from bench.requests import linked_sets, plan_for
 from contracts.errors import SluglineError
 from contracts.values import Axis, Measurements, Plan, Verdict
+from tasks.families.clip_inputs import read_classes, unlearn_inputs
+from tasks.families.clip_measure import measured
 from tasks.house import choose, repository
-from tasks.inputs import read_classes, unlearn_inputs
-from tasks.measure import measured
 
 
 def main() -> None:

@@ -87,7 +87,7 @@ def _seeded_concept(folder: Path, side: int, sizes: Sizes, seed: int) -> Unlearn
 
     from data.layout import read_items
     from data.reader import load_images
-    from tasks.inputs import read_classes
+    from tasks.families.clip_inputs import read_classes
 
     classes = read_classes(folder, "object")
     index = {label: i for i, label in enumerate(classes.ids)}

@@ -7,6 +7,7 @@ Tasks, and where their ranges come from:
 
     noise-15, -25, -50  white Gaussian, sigma of 255: the levels of AirNet, PromptIR and AdaIR
     rain                bright streaks of one direction, added, as in Rain100L; ranges are ours
+    blur                out of focus; in no training set, so that it can stand for "never known"
     haze                the scattering model I = J t + A (1 - t), t = exp(-beta d), with grey airlight
                         A in 0.8..1 as in RESIDE OTS; its beta is per metre, ours per unit of depth
 """
@@ -25,11 +26,14 @@ Field = npt.NDArray[np.float32]
 
 SIGMAS: Final = {"noise-15": 15, "noise-25": 25, "noise-50": 50}
 TASKS: Final = (*SIGMAS, "rain", "haze")
+UNSEEN: Final = ("blur",)  # nobody trains on it: what a restorer that never knew a degradation does to it
 
 RAIN_LENGTH = 11  # pixels of a streak
 RAIN_ANGLE = (65.0, 115.0)  # degrees above the horizontal; 90 falls straight down
 RAIN_DENSITY = (0.003, 0.01)  # drops per pixel
 RAIN_STRENGTH = (0.3, 0.7)  # of white, where a single streak is
+
+BLUR = (1.0, 2.0)  # pixels, standard deviation
 
 AIRLIGHT = (0.8, 1.0)
 BETA = (0.3, 1.0)
@@ -41,7 +45,7 @@ def degrade(clean: Pixels, task: str, rng: np.random.Generator, depth: Field | N
 
     Args:
         clean: uint8 RGB (H, W, 3).
-        task: one of `TASKS`.
+        task: one of `TASKS` or `UNSEEN`.
         rng: the only source of chance.
         depth: measured depth in 0..1, (H, W), for haze; made up if there is none.
 
@@ -55,7 +59,9 @@ def degrade(clean: Pixels, task: str, rng: np.random.Generator, depth: Field | N
     if task == "haze":
         field = pseudo_depth(clean.shape[0], clean.shape[1], rng) if depth is None else depth
         return scatter(clean, transmission(field, rng.uniform(*BETA)), rng.uniform(*AIRLIGHT))
-    raise InputError(f"unknown degradation {task!r}; there are {', '.join(TASKS)}")
+    if task in UNSEEN:
+        return add_blur(clean, rng)
+    raise InputError(f"unknown degradation {task!r}; there are {', '.join((*TASKS, *UNSEEN))}")
 
 
 def add_noise(clean: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
@@ -74,6 +80,14 @@ def add_rain(clean: Pixels, rng: np.random.Generator) -> Pixels:
     drops = (rng.random(shape) < density) * rng.uniform(*RAIN_STRENGTH, shape)
     streaks = convolve2d(drops, streak(angle), mode="valid")
     return _to_bytes(clean + 255 * streaks[..., None])
+
+
+def add_blur(clean: Pixels, rng: np.random.Generator) -> Pixels:
+    """A Gaussian blur of `BLUR` pixels."""
+    from scipy.ndimage import gaussian_filter
+
+    sigma = rng.uniform(*BLUR)
+    return _to_bytes(gaussian_filter(clean.astype(np.float64), (sigma, sigma, 0)))
 
 
 def streak(angle: float) -> Field:

@@ -4,13 +4,17 @@
     data/sets/restoration-retain   other crops of the train photos, overlapping none of the pool's
     data/sets/restoration-search   crops of the search photo
     data/sets/restoration-holdout  crops of the holdout photos: verdicts are computed on them
-    data/restoration/pairs.parquet one row per degraded image of all four sets, columns as in `PAIRS`
+    data/sets/restoration-control  other crops of the holdout photos, under what no restorer was trained on
+    data/sets/forget-<task>        ready-made requests: the pool's images of one task, and their clean crops
+    data/labels-restoration        what there is to forget or to keep, by opaque id
+    data/restoration/pairs.parquet one row per degraded image of the five sets, columns as in `PAIRS`
     data/restoration/CARD.md       which photos, whose, under which licence
 
 The sets have the common layout (`data.layout`), so they are pinned, fetched and validated like all
-others.  Every crop stands in its set six times, once per task and once as it is:
+others.  Every crop stands in its set once as it is and once per task (of the control: once blurred):
 
-    object   the task's id, `concept_id("haze")`; the clean crop's is `concept_id("clean")`
+    object   the task's id, `concept_id("haze")`; the clean crop's is `concept_id("clean")`, and empty in a
+             forget set, for nobody asks to forget it
     caption  the task
     source   first 16 hex digits of the *clean* crop's sha256: what a degraded image must be restored to is
              the image of its set that is called so
@@ -20,6 +24,7 @@ others.  Every crop stands in its set six times, once per task and once as it is
 import io
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +35,7 @@ from PIL import Image
 
 from contracts.errors import SetError
 from contracts.values import Role
-from data.degradations import TASKS, Pixels, degrade
+from data.degradations import TASKS, UNSEEN, Pixels, degrade
 from data.layout import concept_id, read_items, style_id
 from data.photos import PHOTOS, Photo, PhotoRole, card, check_roles, of_role
 from data.pictures import decode_image
@@ -43,20 +48,22 @@ if TYPE_CHECKING:
 SETS = Path("data/sets")
 TABLE = Path("data/restoration")
 CLEAN = "clean"
-TASK_OF = {concept_id(task): task for task in (*TASKS, CLEAN)}
+TASK_OF = {concept_id(task): task for task in (*TASKS, *UNSEEN, CLEAN)} | {"": CLEAN}
+LABELS = Path("data/labels-restoration")
 ROLES: Mapping[str, tuple[Role, PhotoRole]] = {
     "pool": ("forget", "train"),
     "retain": ("retain", "train"),
     "search": ("search", "search"),
     "holdout": ("holdout", "holdout"),
+    "control": ("control", "holdout"),
 }
 LICENCE = "CC0-1.0, CC-BY-2.0 and by permission, by photo: see data/restoration/CARD.md"
 
 # Column of pairs.parquet -> what it holds.
 PAIRS = {
     "id": "the degraded image's item id",
-    "set": "pool, retain, search or holdout",
-    "task": "one of TASKS",
+    "set": "pool, retain, search, holdout or control",
+    "task": "one of TASKS, or of UNSEEN in the control set",
     "photo": "id of the photo, the cluster for statistics",
     "source": "first 16 hex digits of clean_sha256",
     "sha256": "of the degraded image's bytes",
@@ -67,23 +74,24 @@ PAIRS = {
 
 
 def main() -> None:
-    """Build the four sets, the table and the card from the installed photos and params.yaml."""
+    """Build the sets, the labels, the table and the card from the installed photos and params.yaml."""
     import yaml
 
     options = yaml.safe_load(Path("params.yaml").read_text())["restoration_sets"]
-    pairs = build(options, SETS, TABLE)
+    pairs = build(options, SETS, TABLE, LABELS)
     for name, rows in pairs.groupby("set", sort=False):
         print(f"{name}: {len(rows)} pairs of {rows['source'].nunique()} crops")
 
 
-def build(options: Mapping[str, Any], sets: Path, table: Path) -> "pd.DataFrame":
-    """Write the sets and the table, instead of those that are there.
+def build(options: Mapping[str, Any], sets: Path, table: Path, labels: Path) -> "pd.DataFrame":
+    """Write the sets, the table and the labels, instead of those that are there.
 
     Args:
-        options: `restoration_sets` of params.yaml: seed, pixels (side of a crop) and crops, the number
-            per photo in each set.
-        sets: gets the folders restoration-<set>.
+        options: `restoration_sets` of params.yaml: seed, pixels (side of a crop), crops, the number per
+            photo in each set, and forget_sets, the tasks that get a ready-made one.
+        sets: gets the folders restoration-<set> and forget-<task>.
         table: gets pairs.parquet and CARD.md.
+        labels: gets labels.parquet.
 
     Returns:
         The table.
@@ -100,6 +108,13 @@ def build(options: Mapping[str, Any], sets: Path, table: Path) -> "pd.DataFrame"
         shutil.rmtree(folder, ignore_errors=True)
         write_set(folder, role, _items(name, options), personal=False, licence=LICENCE)
         tables.append(_pairs(name, folder))
+    for task in options["forget_sets"]:
+        folder = sets / f"forget-{task}"
+        shutil.rmtree(folder, ignore_errors=True)
+        write_set(folder, "forget", _forget_items(task, options), personal=False, licence=LICENCE)
+    shutil.rmtree(labels, ignore_errors=True)
+    labels.mkdir(parents=True)
+    _labels().to_parquet(labels / "labels.parquet", index=False)
     pairs = pd.concat(tables, ignore_index=True)
     shutil.rmtree(table, ignore_errors=True)
     table.mkdir(parents=True)
@@ -108,9 +123,33 @@ def build(options: Mapping[str, Any], sets: Path, table: Path) -> "pd.DataFrame"
     return pairs
 
 
+def _labels() -> "pd.DataFrame":
+    """Every task is the others' neighbour: what is kept beside it suffers first."""
+    import pandas as pd
+
+    told = [
+        *((task, "degradation", True) for task in TASKS),
+        *((task, "degradation", False) for task in UNSEEN),
+        (CLEAN, "photograph", True),
+    ]
+    return pd.DataFrame(
+        [(concept_id(name), "object", name, family, seen) for name, family, seen in told],
+        columns=["id", "axis", "name", "family", "seen"],
+    )
+
+
+def _forget_items(task: str, options: Mapping[str, Any]) -> Iterator[NewItem]:
+    """The pool's images of a task; their clean crops have no label."""
+    for item in _items("pool", options):
+        if item.caption == CLEAN:
+            yield replace(item, object="")
+        elif item.caption == task:
+            yield item
+
+
 def _items(name: str, options: Mapping[str, Any]) -> Iterator[NewItem]:
     """The items of a set: every crop clean, then under each task."""
-    side = options["pixels"]
+    side, tasks = options["pixels"], UNSEEN if name == "control" else TASKS
     for photo in of_role(ROLES[name][1]):
         pixels, depth = photo.pixels(), photo.depth()
         for top, left in crops(photo, options)[name]:
@@ -118,7 +157,7 @@ def _items(name: str, options: Mapping[str, Any]) -> Iterator[NewItem]:
             payload = _png(pixels[here])
             style, source = style_id(photo.id), sha256(payload).hexdigest()[:16]
             yield NewItem(payload, CLEAN, concept_id(CLEAN), style, source=source)
-            for number, task in enumerate(TASKS):
+            for number, task in enumerate(tasks):
                 rng = np.random.default_rng([options["seed"], int(photo.id, 16), top, left, number])
                 degraded = degrade(pixels[here], task, rng, None if depth is None else depth[here])
                 yield NewItem(_png(degraded), task, concept_id(task), style, source=source)

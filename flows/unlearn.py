@@ -54,7 +54,7 @@ def unlearn(request_id: str) -> dict[str, Any]:
                 publish.promote_passed(run, planned, published.version)
         promoted = verdict.decision == "passed"
         page = report.write(
-            run, planned, profiled, candidate, measured, verdict, published, promoted, clock.seconds()
+            run, planned, base, profiled, candidate, measured, verdict, published, promoted, clock.seconds()
         )
         seconds = clock.seconds()
         result = _result(planned, candidate, measured, verdict, published, promoted, page, seconds)

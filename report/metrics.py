@@ -6,13 +6,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from contracts.values import Drop, Measurements, Rate
+from contracts.metrics import HITS, LEVELS
+from contracts.values import Drop, Level, Measurements, Rate
 
-# As gates.metrics documents them: <subject>.<measure>[.before|after][.drop][.<field of Rate or Drop>].
+# As contracts.metrics documents them: <subject>.<measure>[.before|after][.drop|loss][.<field of the figure>].
 _NAME = re.compile(
     r"(?P<subject>forget|retain|cross|neighbours\.worst|neighbours|control|neighbour\.(?P<concept>[cs]-[0-9a-f]{8}))"
-    r"\.(?P<measure>fa|ta|t2i)(?P<k>\d+)(?:\.(?P<drop>drop)|\.(?P<state>before|after))?(?:\.(?P<field>[a-z0-9]+))?"
+    rf"\.(?P<measure>(?:fa|ta|t2i)(?=\d)|{'|'.join((*HITS, *LEVELS))})(?P<k>\d*)"
+    r"(?:\.(?P<lost>drop|loss)|\.(?P<state>before|after))?(?:\.(?P<field>[a-z0-9]+))?"
 )
+_SCORES = {
+    "restored": "restored, at least 1 dB nearer to the clean image",
+    "harmed": "harmed, at least 1 dB further from the clean image",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+}
 _SUBJECTS = {
     "forget": "the forgotten concepts",
     "retain": "the retained concepts",
@@ -27,7 +35,7 @@ _ORDER = ("forget", "retain", "cross", "neighbours", "control")
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric name, taken apart; `concept` is set for a single neighbour only."""
+    """One metric name, taken apart; `concept` is set for a single neighbour only, `k` for ranks only."""
 
     subject: str
     measure: str
@@ -39,7 +47,9 @@ class Metric:
 
     @property
     def score(self) -> str:
-        """ "FA@1", "TA@5" or "text→image hit@1"."""
+        """ "FA@1", "TA@5", "text→image hit@1" or "PSNR"."""
+        if self.measure in _SCORES:
+            return _SCORES[self.measure]
         return f"text→image hit@{self.k}" if self.measure == "t2i" else f"{self.measure.upper()}@{self.k}"
 
     def words(self, names: Mapping[str, str]) -> str:
@@ -51,7 +61,11 @@ class Metric:
         whose = (
             f"neighbour {names.get(self.concept, self.concept)}" if self.concept else _SUBJECTS[self.subject]
         )
-        return f"{self.score} of {whose}" if self.measure == "t2i" else f"accuracy of {whose} ({self.score})"
+        if self.measure in HITS:
+            return f"images of {whose}, {self.score}"
+        if self.measure in ("t2i", *LEVELS):
+            return f"{self.score} of {whose}"
+        return f"accuracy of {whose} ({self.score})"
 
 
 def parse(name: str) -> Metric | None:
@@ -62,11 +76,11 @@ def parse(name: str) -> Metric | None:
     return Metric(
         subject=match["subject"].partition(".c-")[0].partition(".s-")[0],
         measure=match["measure"],
-        k=int(match["k"]),
+        k=int(match["k"] or 0),
         concept=match["concept"] or "",
         state=match["state"] or "",
         field=match["field"] or "",
-        is_drop=match["drop"] is not None,
+        is_drop=match["lost"] is not None,
     )
 
 
@@ -75,7 +89,8 @@ def metric_words(name: str, names: Mapping[str, str]) -> str:
     metric = parse(name)
     if metric is None:
         return name
-    rest = [metric.state, "drop" if metric.is_drop else "", _FIELDS.get(metric.field, "")]
+    lost = "loss" if metric.measure in LEVELS else "drop"
+    rest = [metric.state, lost if metric.is_drop else "", _FIELDS.get(metric.field, "")]
     return ", ".join([metric.words(names), *filter(None, rest)])
 
 
@@ -88,6 +103,8 @@ def figure(name: str, value: float | None) -> str:
         return f"{value:.3g}"
     if metric.field in ("n", "clusters", "hits"):
         return f"{value:.0f}"
+    if metric.measure in LEVELS:
+        return in_unit(metric.measure, value)
     if metric.is_drop and metric.field not in ("before", "after"):
         return f"{points(value)} points"
     return percent(value)
@@ -107,6 +124,38 @@ def points(difference: float | None) -> str:
     return f"{round(100 * difference, 1) + 0.0:.1f}".replace("-", "\N{MINUS SIGN}")
 
 
+def in_unit(measure: str, value: float) -> str:
+    """A level or a difference of levels as "26.14 dB", with a true minus sign."""
+    unit = LEVELS[measure]
+    digits = f"{value:.2f}" if unit else f"{value:.3f}"
+    return " ".join(filter(None, (digits.replace("-", "\N{MINUS SIGN}"), unit)))
+
+
+@dataclass(frozen=True)
+class LevelRow:
+    """One quality of the outputs for one subject, before and after."""
+
+    metric: Metric
+    level: Level
+
+
+def level_rows(measurements: Measurements) -> list[LevelRow]:
+    """Levels in reading order: subjects, then single neighbours by loss."""
+    found = [
+        LevelRow(metric, level)
+        for name, level in measurements.levels.items()
+        if (metric := parse(name)) is not None and metric.subject != "neighbours.worst"
+    ]
+    order = {measure: place for place, measure in enumerate(LEVELS)}
+    return sorted(
+        found,
+        key=lambda row: (
+            order[row.metric.measure],
+            (len(_ORDER), -row.level.loss) if row.metric.concept else (_ORDER.index(row.metric.subject), 0.0),
+        ),
+    )
+
+
 @dataclass(frozen=True)
 class Row:
     """One measure of one subject, before and after."""
@@ -119,7 +168,7 @@ class Row:
     @property
     def wanted(self) -> Literal["low", "high"]:
         """Which end of the scale the request asks for."""
-        return "low" if self.metric.subject == "forget" else "high"
+        return "low" if self.metric.subject == "forget" or self.metric.measure == "harmed" else "high"
 
 
 def rows(measurements: Measurements) -> Iterator[Row]:

@@ -42,6 +42,17 @@ class Retrieval:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """One held-out picture as it went in, as both models answer it, and as it should be.
+
+    `label` is what was asked of the models; `pictures` are pairs of a caption and a base64 PNG.
+    """
+
+    label: str
+    pictures: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """One run, as its report tells it.
 
@@ -71,6 +82,7 @@ class RunRecord:
     certificate_sha256: str = ""
     data_docs: str = ""
     retrievals: tuple[Retrieval, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     thumbnails: Mapping[str, str] = field(default_factory=dict)
 
@@ -103,6 +115,8 @@ class RunRecord:
 
     def _pictures(self) -> Iterator[tuple[str, str]]:
         yield from ((f"thumbnail of {label}", image) for label, image in self.thumbnails.items())
+        for i, comparison in enumerate(self.comparisons):
+            yield from ((f"comparison {i}, {caption}", image) for caption, image in comparison.pictures)
         for i, retrieval in enumerate(self.retrievals):
             if retrieval.image:
                 yield f"retrieval {i}", retrieval.image
@@ -117,7 +131,7 @@ def to_json(record: RunRecord) -> bytes:
     Figures that are not finite become null, because "not measured" must survive the trip.
     """
     plain = to_plain(record)
-    del plain["thumbnails"]
+    del plain["thumbnails"], plain["comparisons"]
     for retrieval in plain["retrievals"]:
         for holder in (retrieval, *retrieval["before"], *retrieval["after"]):
             del holder["image"]

@@ -19,7 +19,7 @@ class Rules:
     """What one axis of one model is treated with; paths are relative to the repository.
 
     `cross` is the holdout of the other axis, so that forgetting a hand at the cost of things, or a
-    thing at the cost of hands, is seen.
+    thing at the cost of hands, is seen.  `family` is that of the registered model.
     """
 
     retain: str
@@ -28,6 +28,7 @@ class Rules:
     control: str
     labels: str
     gates: str
+    family: str = "clip"
     cross: str | None = None
     neighbours: str | None = None
     nearest: int = 20

@@ -81,18 +81,19 @@ def import_model(workspace: Workspace, source: Path, name: str) -> tuple[Receipt
         StoreUnreachable: the registry does not answer.
     """
     from evidence.manifest import MANIFEST_NAME, write_manifest
-    from unlearning.families.clip import WEIGHTS, ClipModel
+    from evidence.schema import WEIGHTS_NAME
+    from tasks.families import load
+    from unlearning.families.config import family_of
 
     if not source.is_dir():
         raise ModelError(f"{source} is not a model folder")
     with workspace.run_folder("import") as scratch:
         folder = scratch / "model"
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns(MANIFEST_NAME))
-        model = ClipModel.load(folder)  # refuses what could not be unlearned later
-        model.save(folder)
+        family = family_of(folder)
+        load(family, folder).save(folder)  # refuses what could not be unlearned later
         manifest = write_manifest(folder)
         registry = open_registry(workspace)
-        family = str(model.config["family"])
         # Two imports of the same bytes at once would both find no version yet, and make two.
         with model_lock(workspace.ledger_url, workspace.locks, f"{IMPORT} {name}"):
             version = registry.register_model(
@@ -106,4 +107,4 @@ def import_model(workspace: Workspace, source: Path, name: str) -> tuple[Receipt
         promoter.reconcile(name)
         if "champion" not in registry.aliases(name):
             promoter.promote(name, version, expect_champion=None, scratch=scratch / "promotion", check=loads)
-    return Receipt(name, family, manifest.files[WEIGHTS], manifest.sha256), version
+    return Receipt(name, family, manifest.files[WEIGHTS_NAME], manifest.sha256), version

@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from contracts.canonical import digest, file_sha256
 from contracts.errors import InputError, SetError
 from contracts.values import ModelHandle, Plan, Role, SetRef
-from tasks.house import Rules, choose, repository, rules
+from tasks.house import RULES_FILE, Rules, choose, repository, rules
 from tasks.run import Run
 from tasks.stores import open_ledger, open_registry
 
@@ -35,8 +35,8 @@ def make_plan(run: Run, base: ModelHandle) -> Plan:
     """Fetch and validate the sets, and return the plan; an earlier attempt's plan is checked, not remade.
 
     Raises:
-        InputError: a target or path is unknown, an option is wrong, or anything that decides is not what
-            the earlier attempt was bound to.
+        InputError: a target or path is unknown, an option is wrong, the model is of another family than the
+            rules say, or anything that decides is not what the earlier attempt was bound to.
         SetError: a set is empty, malformed, or overlaps another.
         StoreUnreachable: the DVC remote does not have the bytes.
     """
@@ -46,6 +46,11 @@ def make_plan(run: Run, base: ModelHandle) -> Plan:
     repo = repository()
     house = rules(repo, run.model, run.axis)
     choice = choose(house, run.options)
+    if base.family != house.family:
+        raise InputError(
+            f"version {base.version} of {base.name} is of family {base.family}, "
+            f"{RULES_FILE} says {house.family}"
+        )
     with PinnedRepo(repo, run.revision if run.plan is None else run.plan.sets[0].revision) as pinned:
         paths: dict[Role, str] = {
             "forget": run.forget_set,

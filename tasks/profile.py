@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from prefect import task
@@ -35,17 +35,14 @@ def profile(run: Run, plan: Plan, base: ModelHandle) -> ProfileHandle:
         ModelError: weights or gradients are not usable.
         SetError, DigestMismatch: an image is.
     """
-    from tasks.inputs import unlearn_inputs
-    from tasks.retain_cache import known_retain
+    from tasks.families import family_tasks, load
     from unlearning import methods
     from unlearning.determinism import deterministic
-    from unlearning.families.clip import ClipModel
     from unlearning.gradients import save_gradients
 
     with deterministic(plan.seed, plan.threads), bar("profile") as tell:
-        model = ClipModel.load(Path(base.folder), plan.device)
-        inputs = unlearn_inputs(plan, Path(run.folder), model.image_size)
-        inputs = replace(inputs, known_retain=known_retain(run, plan, model, tell))
+        model = load(base.family, Path(base.folder), plan.device)
+        inputs = family_tasks(base.family).profile_request(run, plan, model, tell)
         found = methods.profile(model, inputs, plan.method, tell)
         save_gradients(found.directions, run.path(GRADIENTS))
     return ProfileHandle(found.scores, GRADIENTS)

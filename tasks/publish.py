@@ -116,19 +116,18 @@ def promote_passed(run: Run, plan: Plan, version: str) -> None:
 
 
 def loads(handle: ModelHandle) -> None:
-    """The smoke test before an alias moves: the registry's own bytes load and give finite features.
+    """The smoke test before an alias moves: the registry's own bytes load and give finite outputs.
 
     Raises:
         ModelError: they do not.
     """
-    import torch
+    from tasks.families import family_tasks, load
 
-    from unlearning.families.clip import ClipModel
-
-    model = ClipModel.load(Path(handle.folder))
-    features = model.encode_texts(["a picture"])
-    if not torch.isfinite(features).all():
-        raise ModelError(f"version {handle.version} of {handle.name} gives features that are not finite")
+    model = load(handle.family, Path(handle.folder))
+    try:
+        family_tasks(handle.family).check(model)
+    except ModelError as error:
+        raise ModelError(f"version {handle.version} of {handle.name}: {error}") from None
 
 
 def _standing_certificate(registry: Registry, info: VersionInfo, scratch: Path) -> Path | None:

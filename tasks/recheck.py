@@ -5,6 +5,7 @@ A later edit, a fine-tune or a roll-back can bring a concept back; a certificate
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,6 @@ from contracts.canonical import from_plain
 from contracts.errors import InputError
 from contracts.values import Measurements, ModelHandle, Plan, Rate, Verdict
 from tasks.house import repository, rules
-from tasks.inputs import read_classes
 from tasks.plan import device, threads
 from tasks.stores import open_ledger, open_registry
 
@@ -31,8 +31,7 @@ class Standing:
     request_id: str
     champion: str
     still_gone: bool
-    fa1: Rate
-    fa5: Rate
+    rates: Mapping[str, Rate]
 
 
 @task(name="re-check", cache_policy=NO_CACHE)
@@ -55,15 +54,9 @@ def recheck(model: str) -> tuple[Standing, ...]:
 
 
 def _standing(request: Request, champion: ModelHandle, folder: Path) -> Standing:
-    import torch
-
-    from data.layout import read_items
     from data.pins import PinnedRepo
-    from data.reader import load_images
-    from gates.intervals import rate
+    from tasks.families import family_tasks, load
     from unlearning.determinism import deterministic
-    from unlearning.families.clip import ClipModel
-    from unlearning.zero_shot import class_embeddings, classification_ranks
 
     repo = repository()
     plan, verdict = from_plain(Plan, request.plan), from_plain(Verdict, request.evidence.verdict)
@@ -71,19 +64,10 @@ def _standing(request: Request, champion: ModelHandle, folder: Path) -> Standing
     with PinnedRepo(repo, holdout.revision) as pinned:
         pinned.fetch_set(holdout, folder / "holdout")
         pinned.fetch_path(rules(repo, plan.model, plan.axis).labels, folder / "labels")
-    classes = read_classes(folder, plan.axis)
-    items = read_items(folder / "holdout")
-    items = items[items[plan.axis].isin(plan.targets)]
     with deterministic(plan.seed, threads()):
-        net = ClipModel.load(Path(champion.folder), device())
-        images = net.encode_images(load_images(folder / "holdout", items, net.image_size))
-        scores = (images @ class_embeddings(net, classes.names, classes.templates).T).cpu()
-        labels = torch.tensor([classes.place(label) for label in items[plan.axis]])
-        ranks = classification_ranks(scores, labels, "best").numpy()
-    clusters = items["source"].to_numpy(dtype=str)
-    fa1, fa5 = (rate(ranks <= k, clusters) for k in (1, 5))
-    measured = Measurements(rates={"forget.fa1.after": fa1, "forget.fa5.after": fa5}, drops={})
-    return Standing(plan.request_id, champion.version, _gates_hold(verdict, measured), fa1, fa5)
+        net = load(champion.family, Path(champion.folder), device())
+        measured = family_tasks(champion.family).forgotten(plan, folder, net)
+    return Standing(plan.request_id, champion.version, _gates_hold(verdict, measured), measured.rates)
 
 
 def _gates_hold(verdict: Verdict, measured: Measurements) -> bool:

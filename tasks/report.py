@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from contracts.values import Candidate, Measurements, Plan, RunSeconds, Verdict
+from contracts.values import Candidate, Measurements, ModelHandle, Plan, RunSeconds, Verdict
+from tasks.families import family_tasks
 from tasks.gate import DOCS_FOLDER
-from tasks.inputs import read_classes
-from tasks.measure import RETRIEVALS_FILE
+from tasks.measure import SHOWN_FILE
+from tasks.plan import read_labels
 from tasks.profile import ProfileHandle
 from tasks.publish import Publication
 from tasks.run import Run
-
-if TYPE_CHECKING:
-    from report.record import Retrieval
-
-PIXELS = 64
 
 
 @task(name="profile plot", cache_policy=NO_CACHE)
@@ -45,6 +38,7 @@ def profile_plot(run: Run, profiled: ProfileHandle, candidate: Candidate) -> str
 def write(
     run: Run,
     plan: Plan,
+    base: ModelHandle,
     profiled: ProfileHandle,
     candidate: Candidate,
     measurements: Measurements,
@@ -63,7 +57,7 @@ def write(
     folder = run.workspace.reports / run.request_id
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     public = not any(ref.personal for ref in plan.sets)
-    classes = read_classes(Path(run.folder), plan.axis)
+    labels = read_labels(run.path("labels"))
     record = RunRecord(
         plan=plan,
         version=published.version,
@@ -80,55 +74,13 @@ def write(
         certificate=published.certificate,
         certificate_sha256=published.certificate_sha256,
         data_docs=f"{DOCS_FOLDER}/index.html",
-        retrievals=_retrievals(run, plan) if public else (),
-        names=dict(zip(classes.ids, classes.names, strict=True)) if public else {},
+        names=dict(zip(labels["id"], labels["name"], strict=True)) if public else {},
+        **(_exhibits(run, plan, base.family) if public else {}),
     )
     page, _ = write_report(record, folder)
     return str(page)
 
 
-def _retrievals(run: Run, plan: Plan) -> tuple[Retrieval, ...]:
-    import pandas as pd
-
-    from data.layout import read_items
-    from report.record import Hit, Retrieval
-
-    found: list[dict[str, Any]] = json.loads(run.path(RETRIEVALS_FILE).read_text(encoding="utf-8"))
-    sets = [read_items(run.path(role)).assign(role=role) for role in ("holdout", "control")]
-    items = pd.concat(sets).set_index("id", drop=False)
-    pictures = _Pictures(run, items)
-
-    def hits(entry: dict[str, Any], state: str) -> tuple[Hit, ...]:
-        if entry["kind"] == "i2t":
-            return tuple(Hit(label, score) for label, score in entry[state])
-        return tuple(Hit(str(items.loc[i, plan.axis]), score, pictures[i]) for i, score in entry[state])
-
-    return tuple(
-        Retrieval(
-            kind=entry["kind"],
-            query=entry["query"],
-            before=hits(entry, "before"),
-            after=hits(entry, "after"),
-            image=pictures[entry["item"]] if entry["kind"] == "i2t" else "",
-        )
-        for entry in found
-    )
-
-
-class _Pictures:
-    """Held-out pictures by item id, as base64 PNG."""
-
-    def __init__(self, run: Run, items: Any) -> None:
-        self._run = run
-        self._items = items
-
-    def __getitem__(self, item: str) -> str:
-        from PIL import Image
-
-        from data.reader import load_images
-
-        row = self._items.loc[[item]]
-        pixels = load_images(self._run.path(row["role"].iloc[0]), row, PIXELS)[0]
-        out = io.BytesIO()
-        Image.fromarray(pixels).save(out, "PNG", optimize=True)
-        return base64.b64encode(out.getvalue()).decode()
+def _exhibits(run: Run, plan: Plan, family: str) -> dict[str, Any]:
+    shown = json.loads(run.path(SHOWN_FILE).read_text(encoding="utf-8"))
+    return family_tasks(family).exhibits(run, plan, shown)

@@ -66,7 +66,7 @@ def take_in(
     if "method" in (options or {}):
         from unlearning import methods  # seconds: where the method is the house's, the house has tried it
 
-        methods.check(how, len(known))
+        methods.check(how, len(known), house.family)
     make_id = concept_id if axis == "object" else style_id
     targets = {n if n in known else make_id(n): n for n in names} or {label: label for label in present}
     for target, name in targets.items():

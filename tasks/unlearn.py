@@ -21,16 +21,16 @@ def unlearn(run: Run, plan: Plan, base: ModelHandle, profiled: ProfileHandle) ->
         ModelError: no layer can be stepped, or every step breaks the model.
     """
     from evidence.manifest import write_manifest
-    from tasks.inputs import unlearn_inputs
+    from evidence.schema import WEIGHTS_NAME
+    from tasks.families import family_tasks, load
     from unlearning import methods
     from unlearning.determinism import deterministic
-    from unlearning.families.clip import WEIGHTS, ClipModel
     from unlearning.gradients import load_gradients
     from unlearning.request import Profile
 
     with deterministic(plan.seed, plan.threads), bar("unlearn") as tell:
-        model = ClipModel.load(Path(base.folder), plan.device)
-        inputs = unlearn_inputs(plan, Path(run.folder), model.image_size)
+        model = load(base.family, Path(base.folder), plan.device)
+        inputs = family_tasks(base.family).request(plan, Path(run.folder), model)
         taken = Profile(profiled.scores, load_gradients(run.path(profiled.gradients), plan.device))
         outcome = methods.edit(model, inputs, plan.method, taken, tell)
         folder = run.path("candidate")
@@ -38,7 +38,7 @@ def unlearn(run: Run, plan: Plan, base: ModelHandle, profiled: ProfileHandle) ->
     write_manifest(folder)
     return Candidate(
         folder=str(folder),
-        weights_sha256=digests[WEIGHTS],
+        weights_sha256=digests[WEIGHTS_NAME],
         edits=outcome.edits,
         reached_target=outcome.reached_target,
         trials=outcome.trials,

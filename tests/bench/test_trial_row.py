@@ -16,8 +16,8 @@ from bench.trial import trial
 from contracts.errors import ModelError
 from contracts.values import Method
 from data.layout import concept_id
+from tasks.families.clip_measure import measured
 from tasks.house import choose, rules
-from tasks.measure import measured
 from tests.world import COLOURS, FORGET, MODEL, SEEN, TARGET, World
 from unlearning.families.clip import ClipModel
 

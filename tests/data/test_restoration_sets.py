@@ -8,20 +8,25 @@ import pytest
 
 from contracts.errors import SetError
 from data import restoration_sets
-from data.degradations import TASKS
+from data.degradations import TASKS, UNSEEN
 from data.layout import concept_id, items_sha256, read_items, read_summary
 from data.photos import PHOTOS, of_role
 from data.restoration_sets import CLEAN, PAIRS, ROLES, build, crops, load_pairs, quality
 from data.validate import validate_sets
 from data.writing import NewItem, write_set
 
-OPTIONS = {"seed": 1, "pixels": 32, "crops": {"pool": 1, "retain": 1, "search": 3, "holdout": 2}}
+OPTIONS = {
+    "seed": 1,
+    "pixels": 32,
+    "crops": {"pool": 1, "retain": 1, "search": 3, "holdout": 2, "control": 2},
+    "forget_sets": ["haze"],
+}
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built")
-    return folder, build(OPTIONS, folder / "sets", folder / "table")
+    return folder, build(OPTIONS, folder / "sets", folder / "table", folder / "labels")
 
 
 def folder_of(built, name):
@@ -33,12 +38,12 @@ def digests(folder):
 
 
 def test_two_builds_give_equal_bytes_and_another_seed_other_items(built, tmp_path):
-    again = build(OPTIONS, tmp_path / "sets", tmp_path / "table")
+    again = build(OPTIONS, tmp_path / "sets", tmp_path / "table", tmp_path / "labels")
     assert again.equals(built[1])
     for name in ROLES:
         assert digests(tmp_path / f"sets/restoration-{name}") == digests(folder_of(built, name))
     # A stage that runs again replaces what stands there.
-    build(OPTIONS | {"seed": 2}, tmp_path / "sets", tmp_path / "table")
+    build(OPTIONS | {"seed": 2}, tmp_path / "sets", tmp_path / "table", tmp_path / "labels")
     for name in ROLES:
         other = read_items(tmp_path / f"sets/restoration-{name}")
         assert items_sha256(other) != items_sha256(read_items(folder_of(built, name)))
@@ -46,7 +51,7 @@ def test_two_builds_give_equal_bytes_and_another_seed_other_items(built, tmp_pat
 
 def test_the_sets_pass_the_common_validation_together(built):
     report = validate_sets({role: folder_of(built, name) for name, (role, _) in ROLES.items()})
-    assert [s.role for s in report.sets] == ["forget", "retain", "search", "holdout"]
+    assert [s.role for s in report.sets] == ["forget", "retain", "search", "holdout", "control"]
     assert not any(read_summary(folder_of(built, name)).personal for name in ROLES)
 
 
@@ -62,12 +67,12 @@ def test_a_photo_in_two_roles_stops_the_stage_before_anything_is_written(tmp_pat
     leaked = replace(of_role("train")[0], role="holdout", scene="elsewhere")
     monkeypatch.setattr(restoration_sets, "PHOTOS", (*PHOTOS, leaked))
     with pytest.raises(SetError, match="there twice"):
-        build(OPTIONS, tmp_path / "sets", tmp_path / "table")
+        build(OPTIONS, tmp_path / "sets", tmp_path / "table", tmp_path / "labels")
     assert not list(tmp_path.iterdir())
 
 
 def test_no_two_crops_overlap_and_a_photo_too_small_is_named():
-    options = OPTIONS | {"crops": {"pool": 30, "retain": 40, "search": 1, "holdout": 1}}
+    options = OPTIONS | {"crops": {"pool": 30, "retain": 40, "search": 1, "holdout": 1, "control": 1}}
     photo = of_role("train")[0]
     placed = crops(photo, options)
     covered = np.zeros(photo.pixels().shape[:2], int)
@@ -79,11 +84,27 @@ def test_no_two_crops_overlap_and_a_photo_too_small_is_named():
         crops(photo, OPTIONS | {"crops": options["crops"] | {"pool": 2000, "retain": 30}})
 
 
+def test_a_ready_made_forget_set_asks_for_its_task_alone(built):
+    items, degraded, clean = load_pairs(built[0] / "sets" / "forget-haze")
+    pool, pool_degraded, _ = load_pairs(folder_of(built, "pool"))
+    assert set(items["object"]) == {concept_id("haze"), ""}
+    haze = (items["task"] == "haze").to_numpy()
+    assert np.array_equal(degraded[haze], pool_degraded[(pool["task"] == "haze").to_numpy()])
+    assert np.array_equal(degraded[~haze], clean[~haze])
+
+
+def test_labels_tell_what_was_trained_on_from_what_was_not(built):
+    labels = pd.read_parquet(built[0] / "labels" / "labels.parquet").set_index("name")
+    assert labels.loc[[*TASKS, CLEAN], "seen"].all()
+    assert not labels.loc[list(UNSEEN), "seen"].any()
+    assert labels.loc["haze", "id"] == concept_id("haze")
+
+
 def test_every_crop_stands_there_clean_and_once_under_each_task(built):
     for name in ROLES:
         items, _, _ = load_pairs(folder_of(built, name))
         tasks = items.groupby("source")["task"].agg(sorted)
-        assert all(own == sorted((*TASKS, CLEAN)) for own in tasks)
+        assert all(own == sorted((*(UNSEEN if name == "control" else TASKS), CLEAN)) for own in tasks)
         assert len(tasks) == OPTIONS["crops"][name] * len(of_role(ROLES[name][1]))
 
 
@@ -103,7 +124,7 @@ def test_every_image_is_degraded_by_chances_of_its_own(built):
     residuals = []
     for name in ROLES:
         items, degraded, clean = load_pairs(folder_of(built, name))
-        rows = items["task"].isin(["noise-15", "noise-25"])
+        rows = items["task"].isin(["noise-15", "noise-25"])  # none in the control
         residuals.append(degraded[rows].astype(float) - clean[rows])
     alike = np.corrcoef(np.concatenate(residuals).reshape(sum(map(len, residuals)), -1))
     assert np.abs(alike - np.eye(len(alike))).max() < 0.5
@@ -127,7 +148,7 @@ def test_the_table_holds_what_the_sets_hold(built):
         assert set(rows.index) == set(stored.index[stored["task"] != CLEAN])
         assert (rows["sha256"] == stored.loc[rows.index, "sha256"]).all()
         assert (rows["clean_sha256"].str[:16] == rows["source"]).all()
-        position = int(np.flatnonzero(items["task"] == "haze")[0])
+        position = int(np.flatnonzero(items["task"] != CLEAN)[0])
         psnr, ssim = quality(clean[position], degraded[position])
         assert rows.loc[items["id"][position], ["psnr", "ssim"]].tolist() == [psnr, ssim]
     assert pairs.groupby(["set", "task"]).size().groupby("set").nunique().eq(1).all()

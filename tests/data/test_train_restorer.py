@@ -38,8 +38,13 @@ ALL = OPTIONS["crops_per_task"]
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
-    crops = {"pool": 1, "retain": 1, "search": 2, "holdout": 1}
-    build({"seed": 1, "pixels": 24, "crops": crops}, folder, folder / "table")
+    crops = {"pool": 1, "retain": 1, "search": 2, "holdout": 1, "control": 1}
+    build(
+        {"seed": 1, "pixels": 24, "crops": crops, "forget_sets": []},
+        folder,
+        folder / "table",
+        folder / "labels",
+    )
     return folder
 
 

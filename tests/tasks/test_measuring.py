@@ -15,12 +15,13 @@ from contracts.errors import SetError
 from contracts.values import Candidate, Edit, Plan
 from data.layout import concept_id, read_items, style_id
 from data.reader import load_images
-from tasks import inputs, measure
-from tasks.inputs import classes_by_axis, read_classes
-from tasks.measure import OUTCOMES_FILE, RETRIEVALS_FILE
+from tasks import measure
+from tasks.families import clip_inputs
+from tasks.families.clip_inputs import classes_by_axis, read_classes
+from tasks.families.clip_selection import VIEWS as FEW_VIEWS
+from tasks.families.clip_selection import Parts, select
+from tasks.measure import OUTCOMES_FILE, SHOWN_FILE
 from tasks.run import Run
-from tasks.selection import VIEWS as FEW_VIEWS
-from tasks.selection import Parts, select
 from tests.tasks.conftest import Finished
 from tests.world import HANDS, SEEN, TARGET, TEMPLATES, TRAIN_HANDS, UNSEEN, VIEWS, neighbours
 from unlearning.families.clip import ClipModel
@@ -109,8 +110,8 @@ def test_the_verdict_uses_no_item_and_no_drawing_that_the_method_saw(
         seen.append(items)
         return load_images(folder, items, size)
 
-    monkeypatch.setattr(inputs, "load_images", loaded)
-    inputs.unlearn_inputs(finished.plan, Path(finished.run.folder), 32)
+    monkeypatch.setattr(clip_inputs, "load_images", loaded)
+    clip_inputs.unlearn_inputs(finished.plan, Path(finished.run.folder), 32)
     saw = pd.concat(seen)
     counted = pd.read_parquet(finished.run.path(OUTCOMES_FILE)).query("question == 'i2t'")
 
@@ -242,7 +243,7 @@ def test_targets_without_an_item_as_drawn_leave_only_their_search_by_text_out(
 
 
 def test_retrievals_hold_opaque_ids_only(finished: Finished) -> None:
-    found = json.loads(finished.run.path(RETRIEVALS_FILE).read_text())
+    found = json.loads(finished.run.path(SHOWN_FILE).read_text())
 
     assert {entry["kind"] for entry in found} == {"i2t", "t2i"}
     words = np.concatenate([n.split() for n in (*SEEN, *UNSEEN)])

@@ -194,7 +194,7 @@ class TestRecheck:
         (standing,) = recheck.fn(MODEL)
 
         assert (standing.champion, standing.still_gone) == ("1", False)
-        assert standing.fa1.hits > standing.fa1.n / 2
+        assert standing.rates["forget.fa1.after"].hits > standing.rates["forget.fa1.after"].n / 2
 
     def test_one_that_is_gone_is_not(
         self,
@@ -211,8 +211,8 @@ class TestRecheck:
         (standing,) = recheck.fn(MODEL)
 
         assert (standing.champion, standing.still_gone) == ("2", True)
-        assert standing.fa1 == finished.measured.rates["forget.fa1.after"]
-        assert standing.fa5 == finished.measured.rates["forget.fa5.after"]
+        assert standing.rates["forget.fa1.after"] == finished.measured.rates["forget.fa1.after"]
+        assert standing.rates["forget.fa5.after"] == finished.measured.rates["forget.fa5.after"]
 
     def test_nothing_is_pulled_when_nothing_has_passed(self, workspace: Workspace) -> None:
         from tasks.recheck import recheck

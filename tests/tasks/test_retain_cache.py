@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from contracts.values import Method, Plan
-from tasks import profile, retain_cache
+from tasks import profile
+from tasks.families import clip_retain_cache
 from tasks.profile import GRADIENTS
 from tasks.run import Run
 from tests.tasks.conftest import Finished
@@ -91,7 +92,7 @@ def test_a_damaged_file_is_measured_again(
 def test_only_the_last_used_files_are_kept(
     own_run: Run, planned: Plan, finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retain_cache, "KEPT", 2)
+    monkeypatch.setattr(clip_retain_cache, "KEPT", 2)
     directions(own_run, planned, finished)
     (oldest,) = kept(own_run)
     directions(own_run, replace(planned, seed=1), finished)

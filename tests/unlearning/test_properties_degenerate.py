@@ -81,9 +81,7 @@ def test_a_layer_without_weight_or_gradient_is_never_stepped(
         if score.layer in without:
             assert (score.importance, score.on_front) == (0.0, False), score.layer
     assert not {t.layer for t in outcome.trials} & without
-    assert all(
-        math.isfinite(v) for t in outcome.trials for v in (t.step_size, t.forget_rate, t.forget_score)
-    )
+    assert all(math.isfinite(v) for t in outcome.trials for v in (t.step_size, t.forget_rate, t.forget_score))
 
 
 @pytest.mark.parametrize("name", ALL)

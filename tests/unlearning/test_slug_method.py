@@ -348,9 +348,7 @@ def test_huge_steps_that_break_the_model_are_not_success(model: ClipModel, task)
         assert view.forgetting([TARGET]) is None
         assert view.retained_rate() == 0.0
     outcome = methods.edit(model, inputs, replace(task.method, search_steps=40), huge)
-    assert all(
-        math.isfinite(v) for t in outcome.trials for v in (t.step_size, t.forget_rate, t.forget_score)
-    )
+    assert all(math.isfinite(v) for t in outcome.trials for v in (t.step_size, t.forget_rate, t.forget_score))
     assert changed(model, start) == {layer}
     assert before.keys() == start.keys()
 

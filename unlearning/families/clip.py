@@ -34,10 +34,10 @@ from contracts.errors import InputError, ModelError
 from contracts.values import Tower
 from unlearning.families import CandidateLayer, clip_config, clip_stages, clip_timm_hf, clip_timm_hf_stages
 from unlearning.families.clip_stages import Batch, StagedTower
+from unlearning.families.config import CONFIG, check_weights, read_config, section
 from unlearning.inplace import requiring_grad
 
 WEIGHTS = "weights.safetensors"
-CONFIG = "config.json"
 
 # SLUG never edits these (arXiv 2407.11867, released code): matched anywhere in the name.
 EXCLUDED = ("bias", "logit_scale", "position", "embedding")
@@ -73,8 +73,8 @@ class ClipModel:
         self.config = config
         self.device = torch.device(device)
         self._vocabulary = vocabulary
-        self.net = clip_config.build_network(clip_config.section(config, "model_cfg"))
-        clip_config.check_weights(self.net.state_dict(), weights)
+        self.net = clip_config.build_network(section(config, "model_cfg"))
+        check_weights(self.net.state_dict(), weights)
         self.net.load_state_dict(weights)
         self.net.to(self.device).eval().requires_grad_(False)
         self.parameters: dict[str, nn.Parameter] = dict(self.net.named_parameters())
@@ -93,7 +93,7 @@ class ClipModel:
             ModelError: a file is missing or unreadable, the family is another one, or the weights
                 do not fit the configuration or are not finite (the message names the tensor).
         """
-        config = clip_config.read_config(folder / CONFIG)
+        config = read_config(folder / CONFIG, clip_config.FAMILY)
         try:
             weights = load_file(folder / WEIGHTS)
         except (OSError, SafetensorError):
@@ -148,7 +148,7 @@ class ClipModel:
     @property
     def family(self) -> str:
         """As `config.json` names it."""
-        return "clip"
+        return clip_config.FAMILY
 
     @property
     def logit_scale(self) -> Tensor:

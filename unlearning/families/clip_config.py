@@ -1,10 +1,8 @@
 """What a CLIP model folder's `config.json` means: network, tokenizer, preprocessing; which weights fit it."""
 
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,41 +11,13 @@ from torch.nn import functional
 
 from contracts.errors import ModelError
 from unlearning.families import clip_timm_hf
+from unlearning.families.config import section
 
 FAMILY = "clip"
 # The file that a tokenizer of each kind is read from; "simple" has open_clip's own if none is named.
 VOCABULARIES = {"simple": "bpe.txt.gz", "wordpiece": "tokenizer.json"}
 # These make open_clip build towers of other families, and fetch them by name.
 FOREIGN = ("timm_model_name", "hf_model_name", "hf_tokenizer_name")
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Parse `config.json` and check schema and family.
-
-    Raises:
-        ModelError: the file is missing, is not JSON, or describes another family or schema.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ModelError(f"{path.name} is missing or is not JSON") from None
-    if not isinstance(config, dict) or config.get("schema") != 1:
-        raise ModelError(f"{path.name} does not follow schema 1")
-    if config.get("family") != FAMILY:
-        raise ModelError(f"the model is of family {config.get('family')!r}, expected {FAMILY!r}")
-    return config
-
-
-def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """One object of the configuration.
-
-    Raises:
-        ModelError: it is missing.
-    """
-    found = config.get(name)
-    if not isinstance(found, dict):
-        raise ModelError(f"the model configuration has no object {name!r}")
-    return found
 
 
 def build_network(model_cfg: Mapping[str, Any]) -> Any:
@@ -76,26 +46,6 @@ def build_network(model_cfg: Mapping[str, Any]) -> Any:
             return CLIP(**model_cfg)
     except (TypeError, ValueError, RuntimeError, AssertionError, ZeroDivisionError):
         raise ModelError("model_cfg is not a configuration of an open_clip CLIP model") from None
-
-
-def check_weights(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Names, shapes, types and finiteness of a state dict against the network's own.
-
-    Raises:
-        ModelError: the first tensor that is missing, unknown, mis-shaped, mis-typed or not finite.
-    """
-    for name in sorted(expected.keys() - weights.keys()):
-        raise ModelError(f"the weights lack {name}")
-    for name in sorted(weights.keys() - expected.keys()):
-        raise ModelError(f"the weights hold {name}, which the configuration does not know")
-    for name, want in expected.items():
-        got = weights[name]
-        if got.shape != want.shape or got.dtype != want.dtype:
-            raise ModelError(
-                f"{name} is {got.dtype} {tuple(got.shape)}, expected {want.dtype} {tuple(want.shape)}"
-            )
-        if not torch.isfinite(got).all():
-            raise ModelError(f"{name} holds values that are not finite")
 
 
 def vocabulary_file(config: Mapping[str, Any]) -> str | None:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from contracts.errors import ModelError
-from unlearning.families.clip_config import FAMILY, section
+from unlearning.families.clip_config import FAMILY
+from unlearning.families.config import section
 
 # OpenAI's state dicts carry these numbers beside the weights.
 METADATA = ("input_resolution", "context_length", "vocab_size")

@@ -28,8 +28,8 @@ from contracts.errors import InputError, ModelError
 from contracts.values import Tower
 from unlearning.families import CandidateLayer
 from unlearning.families.adair import AdaIR, AdaIRConfig
-from unlearning.families.clip import CONFIG, HALVES, WEIGHTS, Images
-from unlearning.families.clip_config import check_weights, section
+from unlearning.families.clip import HALVES, WEIGHTS, Images
+from unlearning.families.config import CONFIG, check_weights, read_config, section
 from unlearning.families.promptir import PromptIR, PromptIRConfig
 from unlearning.families.restoration_blocks import Backbone, BackboneConfig
 from unlearning.families.restoration_stages import Activations, StagedNet
@@ -82,7 +82,7 @@ class RestorationModel:
             ModelError: a file is missing or unreadable, the family is another one, or the weights
                 do not fit the configuration or are not finite (the message names the tensor).
         """
-        config = read_config(folder / CONFIG)
+        config = read_config(folder / CONFIG, FAMILY)
         try:
             weights = load_file(folder / WEIGHTS)
         except (OSError, SafetensorError):
@@ -227,23 +227,6 @@ def build_network(config: Mapping[str, Any]) -> Backbone:
     architecture = config.get("architecture")
     sizes = _sizes(architecture, section(config, "net"))
     return ARCHITECTURES[str(architecture)][1](sizes)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Parse `config.json` and check schema and family.
-
-    Raises:
-        ModelError: the file is missing, is not JSON, or describes another family or schema.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ModelError(f"{path.name} is missing or is not JSON") from None
-    if not isinstance(config, dict) or config.get("schema") != 1:
-        raise ModelError(f"{path.name} does not follow schema 1")
-    if config.get("family") != FAMILY:
-        raise ModelError(f"the model is of family {config.get('family')!r}, expected {FAMILY!r}")
-    return config
 
 
 def _sizes(architecture: Any, options: Mapping[str, Any]) -> BackboneConfig:

@@ -153,7 +153,7 @@ class RestorationRequest:
         Raises:
             ModelError: a gradient or a moment is not finite (the message names the tensor).
         """
-        # Temperatures of attention heads and learnt prompts have more than one axis, too, but multiply nothing.
+        # Temperatures of heads and learnt prompts have more than one axis, too, but are no matrices.
         matrices = {n: w for n in layers if (w := model.parameters[n]).ndim in (2, 4)}
         collector = Collector(matrices, len(self.retain), widest, with_outputs)
         gradient = self._retain_side(model, layers, method, progress, collector)

@@ -12,8 +12,8 @@ import numpy as np
 from contracts.errors import SetError
 from contracts.values import OTHER_AXIS, Axis, Plan
 from data.reader import load_images
+from tasks.families.clip_selection import select
 from tasks.plan import LABELS_FILE, read_labels
-from tasks.selection import select
 
 if TYPE_CHECKING:
     from unlearning.request import UnlearnInputs

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from contracts.values import OTHER_AXIS, Axis, Plan
-from tasks.inputs import Classes
-from tasks.selection import Parts
+from tasks.families.clip_inputs import Classes
+from tasks.families.clip_selection import Parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,7 @@ GROUPS: Mapping[str, tuple[str, Ties]] = {
 
 
 class Scored(Protocol):
-    """What a model says about the measured rows: see `tasks.measure.Features`."""
+    """What a model says about the measured rows: see `tasks.families.clip_measure.Features`."""
 
     def scores(self, axis: Axis) -> Tensor:
         """Cosine of every row's image with every class of an axis, (N, C)."""
