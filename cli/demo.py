@@ -1,6 +1,7 @@
-"""`slugline demo`: two requests on the reference model, end to end, in a workspace of its own."""
+"""`slugline demo`: two requests on a reference model, end to end, in a workspace of its own."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,43 @@ from contracts import environment
 from contracts.values import Axis
 from intake.workspace import Workspace
 
-MODEL = "emoji-clip"
-MODEL_PATH = "data/models/reference"
-# One thing, then a family of things at once; the rest of what they need stands in slugline.yaml.
-REQUESTS: tuple[tuple[str, Axis], ...] = (
-    ("data/sets/forget-bullseye", "object"),
-    ("data/sets/forget-fruit", "object"),
-)
+
+@dataclass(frozen=True)
+class Demo:
+    """A reference model, where its folder is tracked, and forget sets; all else stands in slugline.yaml."""
+
+    model: str
+    path: str
+    requests: tuple[tuple[str, Axis], ...]
+
+
+DEMOS = {
+    # One thing, then a family of things at once.
+    "clip": Demo(
+        "emoji-clip",
+        "data/models/reference",
+        (("data/sets/forget-bullseye", "object"), ("data/sets/forget-fruit", "object")),
+    ),
+    # A degradation that stands apart, then one that shares most with what is kept.
+    "restoration": Demo(
+        "photo-restorer",
+        "data/models-restoration/restorer",
+        (("data/sets/forget-haze", "object"), ("data/sets/forget-rain", "object")),
+    ),
+}
 KEY = "demo"
 
 
 @click.command()
+@click.option("--family", type=click.Choice(tuple(DEMOS)), default="clip", show_default=True)
 @click.option(
     "--workspace",
     type=click.Path(file_okay=False, path_type=Path),
     help="Where the demo keeps its ledger, registry and reports. [default: .slugline/demo/COMMIT]",
 )
 @as_json
-def demo(workspace: Path | None, as_json: bool) -> None:
-    """Watch a trained CLIP forget one thing and one family of things, on evidence.
+def demo(family: str, workspace: Path | None, as_json: bool) -> None:
+    """Watch a trained model forget, on evidence: a CLIP things, a photo restorer haze and rain.
 
     The reference model and its sets come from the DVC remote inside the repository; nothing is fetched from
     anywhere else.  Interrupted, it continues; finished, it shows the results again.  A verdict "failed" is
@@ -39,7 +58,7 @@ def demo(workspace: Path | None, as_json: bool) -> None:
     os.environ["SLUGLINE_HOME"] = str(home)
     os.environ["PREFECT_HOME"] = str(home / "prefect")
     environment.prepare(home)
-    runs = carry_out(Workspace.open())
+    runs = carry_out(Workspace.open(), DEMOS[family])
     if as_json:
         print_json({"runs": runs})
         return
@@ -63,7 +82,7 @@ def _of_this_commit() -> Path:
     return Path(".slugline/demo") / commit[:12]
 
 
-def carry_out(workspace: Workspace) -> list[dict[str, Any]]:
+def carry_out(workspace: Workspace, shown: Demo) -> list[dict[str, Any]]:
     """Register the reference model and carry both requests through; results in order."""
     from cli.private_server import prefect_api
 
@@ -75,10 +94,13 @@ def carry_out(workspace: Workspace) -> list[dict[str, Any]]:
         from tasks.stores import open_ledger
 
         with workspace.run_folder("demo") as scratch:
-            folder = _reference_model(scratch)
-            _, version = import_model(workspace, folder, MODEL)
-        say(f"{MODEL} version {version} registered")
-        requests = [take_in(workspace, MODEL, axis, path, idempotency_key=KEY).id for path, axis in REQUESTS]
+            folder = _reference_model(shown.path, scratch)
+            _, version = import_model(workspace, folder, shown.model)
+        say(f"{shown.model} version {version} registered")
+        requests = [
+            take_in(workspace, shown.model, axis, path, idempotency_key=f"{KEY} {path}").id
+            for path, axis in shown.requests
+        ]
         from flows.unlearn import unlearn
 
         api.wait()
@@ -91,11 +113,11 @@ def carry_out(workspace: Workspace) -> list[dict[str, Any]]:
         ]
 
 
-def _reference_model(scratch: Path) -> Path:
+def _reference_model(path: str, scratch: Path) -> Path:
     from data.pins import PinnedRepo
     from tasks.house import repository
 
     folder = scratch / "reference"
     with PinnedRepo(repository()) as pinned:
-        pinned.fetch_path(MODEL_PATH, folder)
+        pinned.fetch_path(path, folder)
     return folder

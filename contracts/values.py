@@ -263,7 +263,12 @@ class RunSeconds:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run ends with: the object that `slugline demo --json` prints per request."""
+    """What a run ends with: the object that `slugline demo --json` prints per request.
+
+    forget, retain: n, and the rate that a run of this family is told by (`contracts.metrics.HEADLINES`), as
+        <metric>_before and <metric>_after; of what is forgotten <metric>_after_upper95, of what is retained
+        drop_upper95.
+    """
 
     request: str
     concepts: int
@@ -277,3 +282,4 @@ class RunResult:
     certificate: str
     report: str
     seconds: Mapping[str, float] = field(default_factory=dict)
+    levels: Mapping[str, Level] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from typing import Any
 from prefect import flow
 
 from contracts.canonical import to_plain
+from contracts.metrics import HEADLINES
 from contracts.values import Candidate, Measurements, Plan, RunResult, RunSeconds, Verdict
 from tasks import gate, measure, plan, profile, publish, pull, report
 from tasks import unlearn as step
@@ -102,8 +103,6 @@ def _result(
     page: str,
     seconds: RunSeconds,
 ) -> RunResult:
-    before, after = (measured.rates.get(f"forget.fa1.{state}") for state in ("before", "after"))
-    kept = measured.drops.get("retain.ta1")
     return RunResult(
         request=planned.request_id,
         concepts=len(planned.targets),
@@ -112,19 +111,32 @@ def _result(
         base_version=planned.base_version,
         version=published.version,
         edited=tuple({"layer": e.layer, "tower": e.tower, "step_size": e.step_size} for e in candidate.edits),
-        forget={
-            "n": after.n if after else 0,
-            "fa1_before": before.estimate if before else None,
-            "fa1_after": after.estimate if after else None,
-            "fa1_after_upper95": after.upper95 if after else None,
-        },
-        retain={
-            "n": kept.n if kept else 0,
-            "ta1_before": kept.before if kept else None,
-            "ta1_after": kept.after if kept else None,
-            "drop_upper95": kept.upper95 if kept else None,
-        },
+        forget=_forgotten(measured),
+        retain=_retained(measured),
         certificate=published.certificate,
         report=page,
         seconds=to_plain(seconds),
+        levels=measured.levels,
     )
+
+
+def _forgotten(measured: Measurements) -> dict[str, object]:
+    metric = next(m for m in HEADLINES["forget"] if f"forget.{m}.after" in measured.rates)
+    before, after = (measured.rates[f"forget.{metric}.{state}"] for state in ("before", "after"))
+    return {
+        "n": after.n,
+        f"{metric}_before": before.estimate,
+        f"{metric}_after": after.estimate,
+        f"{metric}_after_upper95": after.upper95,
+    }
+
+
+def _retained(measured: Measurements) -> dict[str, object]:
+    metric = next(m for m in HEADLINES["retain"] if f"retain.{m}" in measured.drops)
+    kept = measured.drops[f"retain.{metric}"]
+    return {
+        "n": kept.n,
+        f"{metric}_before": kept.before,
+        f"{metric}_after": kept.after,
+        "drop_upper95": kept.upper95,
+    }

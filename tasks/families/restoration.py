@@ -68,7 +68,8 @@ class Images:
         unknown = set(self.rows["object"]) - set(index)
         if unknown:
             raise SetError(f"an item has the label {min(unknown)!r}, which the labels do not hold")
-        return Pairs(self.degraded, self.clean, self.rows["object"].map(index).to_numpy(dtype=np.int64))
+        labels = np.array([index[label] for label in self.rows["object"]], dtype=np.int64)
+        return Pairs(self.degraded, self.clean, labels)
 
 
 def request(plan: Plan, folder: Path, model: RestorationModel) -> RestorationRequest:
