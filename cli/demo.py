@@ -98,7 +98,7 @@ def carry_out(workspace: Workspace, shown: Demo) -> list[dict[str, Any]]:
             _, version = import_model(workspace, folder, shown.model)
         say(f"{shown.model} version {version} registered")
         requests = [
-            take_in(workspace, shown.model, axis, path, idempotency_key=f"{KEY} {path}").id
+            take_in(workspace, shown.model, axis, path, idempotency_key=KEY).id
             for path, axis in shown.requests
         ]
         from flows.unlearn import unlearn

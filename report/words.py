@@ -76,7 +76,7 @@ def claim(plan: Plan, verdict: Verdict, names: Mapping[str, str]) -> str:
         return "None. What was measured does not suffice to decide, so nothing may be said either way."
     targets = listing([names.get(t, t) for t in plan.targets])
     return (
-        f"On held-out items that the step search never saw, the candidate recognises {targets} no more often "
+        f"On held-out items that the step search never saw, the candidate answers to {targets} no more often "
         "than the erasure limits allow, and what had to survive stays within the utility limits. "
         "Every bound holds at 95 % confidence, each on its own."
     )

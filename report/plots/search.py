@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 JOINT = "*"  # how a trial names its concept or layer when it steps along several at once
 
 # Shapes, not hues: in this figure vermillion and blue already mean forgotten and retained.
-_TOWERS: dict[Tower, tuple[str, str]] = {"vision": ("o", MUTED), "text": ("D", PAPER)}
+_TOWERS: dict[Tower, tuple[str, str]] = {"vision": ("o", MUTED), "text": ("D", PAPER), "net": ("o", MUTED)}
 
 
 def search_svg(curve: Sequence[StepTrial], trials: Sequence[StepTrial], edits: Sequence[Edit]) -> bytes:
@@ -143,7 +143,7 @@ def _trade_off(axes: "Axes", trials: Sequence[StepTrial], edits: Sequence[Edit])
                 linewidth=0.9,
                 alpha=0.8,
                 zorder=3,
-                label=f"{tower} layer",
+                label="layer" if tower == "net" else f"{tower} layer",
             )
     for t, x, y in both:
         if is_kept(t, edits):

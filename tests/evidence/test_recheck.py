@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from contracts.values import GateOutcome, Measurements, Verdict
+from contracts.values import GateOutcome, Level, Measurements, Verdict
 from evidence import certificate, recheck
 from evidence.verify import verify
 
@@ -138,3 +138,42 @@ def test_decision_that_the_gates_do_not_make_is_named(
 def test_gate_listed_twice_is_named(passing: tuple[Measurements, Verdict]) -> None:
     verdict = dataclasses.replace(passing[1], gates=(*passing[1].gates, passing[1].gates[0]))
     assert recheck.recheck_decision(verdict) == ["a gate is listed twice"]
+
+
+LEVELS = {
+    "retain.psnr": Level(8, 4, 30.0, 29.5, 0.5, 0.2, 0.8),
+    "neighbours.psnr": Level(8, 4, 30.0, 29.5, 0.5, 0.2, 0.8),
+    "neighbour.c-0000000a.psnr": Level(4, 4, 30.0, 29.0, 1.0, 0.3, 1.7),
+    "neighbour.c-0000000b.psnr": Level(4, 4, 30.0, 30.0, 0.0, -2.0, 2.0),
+    "neighbours.worst.psnr": Level(4, 4, 30.0, 29.0, 1.0, 0.2, 2.0),
+}
+
+
+def test_levels_that_follow_from_each_other_have_no_problem():
+    assert recheck.recheck_levels(Measurements({}, {}, LEVELS)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "problem"),
+    [
+        ("retain.psnr", {"loss": 0.1}, "is not before minus after"),
+        ("retain.psnr", {"upper95": 0.4}, "bounds do not enclose the loss"),
+        ("retain.psnr", {"clusters": 1}, "8 items of 1 clusters cannot be"),
+        ("retain.psnr", {"clusters": 9}, "8 items of 9 clusters cannot be"),
+        (
+            "neighbours.worst.psnr",
+            {"loss": 0.0, "after": 30.0, "lower95": -1.0},
+            "not the neighbour that lost most",
+        ),
+        ("neighbours.worst.psnr", {"upper95": 1.7}, "other bounds than its neighbours give"),
+        ("neighbour.c-0000000b.psnr", {"n": 5}, "do not add up"),
+    ],
+)
+def test_a_level_that_contradicts_the_others_is_found(name, fields, problem):
+    forged = {**LEVELS, name: dataclasses.replace(LEVELS[name], **fields)}
+    assert any(problem in found for found in recheck.recheck_levels(Measurements({}, {}, forged)))
+
+
+def test_a_worst_neighbour_without_neighbours_is_found():
+    alone = {"neighbours.worst.psnr": LEVELS["neighbours.worst.psnr"]}
+    assert recheck.recheck_levels(Measurements({}, {}, alone))

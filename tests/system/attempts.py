@@ -95,12 +95,11 @@ def _carry_out(attempt: Attempt, death: Death | None) -> None:
     from cli import demo
     from intake.workspace import Workspace
 
-    demo.MODEL = attempt.name
-    demo.REQUESTS = tuple((path, "object") for path in attempt.requests)
-    demo._reference_model = lambda scratch: attempt.model
+    demo._reference_model = lambda path, scratch: attempt.model
+    shown = demo.Demo(attempt.name, "", tuple((path, "object") for path in attempt.requests))
     if death is not None:
         _arm(death)
-    demo.carry_out(Workspace.open())
+    demo.carry_out(Workspace.open(), shown)
 
 
 def _arm(death: Death) -> None:

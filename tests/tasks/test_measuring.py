@@ -16,7 +16,7 @@ from contracts.values import Candidate, Edit, Plan
 from data.layout import concept_id, read_items, style_id
 from data.reader import load_images
 from tasks import measure
-from tasks.families import clip_inputs
+from tasks.families import clip_inputs, clip_measure
 from tasks.families.clip_inputs import classes_by_axis, read_classes
 from tasks.families.clip_selection import VIEWS as FEW_VIEWS
 from tasks.families.clip_selection import Parts, select
@@ -234,7 +234,7 @@ def test_targets_without_an_item_as_drawn_leave_only_their_search_by_text_out(
         parts = select(plan, folder, known)
         return replace(parts, forget=parts.forget[parts.forget["view"] > 0])
 
-    monkeypatch.setattr(measure, "select", only_views)
+    monkeypatch.setattr(clip_measure, "select", only_views)
 
     measured = measure.measure.fn(own_run, finished.plan, finished.base, edited)
 

@@ -141,6 +141,7 @@ def written(run: Run, finished: Finished, plan: Plan) -> tuple[str, str]:
     page = report.write.fn(
         run,
         plan,
+        finished.base,
         finished.profiled,
         finished.candidate,
         finished.measured,
