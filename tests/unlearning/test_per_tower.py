@@ -77,6 +77,15 @@ def test_a_part_may_have_its_own_method_options_and_stop(model: ClipModel, task:
     assert methods.statistics(told(task), seed=3) is None
 
 
+def test_a_part_that_takes_all_concepts_together_stands_beside_one_that_does_not(
+    model: ClipModel, task: Any
+) -> None:
+    inputs = task.inputs(TARGET, (TARGET + 3) % 8)
+    outcome = methods.unlearn(model, inputs, told(task, text={"name": "slug-preconditioned"}))
+    assert {edit.tower for edit in outcome.edits} == {"vision", "text"}
+    assert all(set(edit.concepts) == {inputs.class_ids[t] for t in inputs.targets} for edit in outcome.edits)
+
+
 def test_a_failing_part_leaves_the_old_weights(
     model: ClipModel, task: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

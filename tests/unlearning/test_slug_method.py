@@ -371,7 +371,7 @@ def test_text_edits_measured_on_near_classes_first_equal_the_full_measurement(
                     with edited(model.parameters, {layer: size * gradient}):
                         measured = view.forgetting([1, 4])
                     assert measured is not None
-                    seen.append((measured.rates, measured.rate, round(measured.cosine, 5)))
+                    seen.append((measured.rates, measured.rate, round(measured.score, 5)))
         figures.append(seen)
     assert figures[0] == figures[1]
     assert {0.0, 1.0} & {rate for _, rate, _ in figures[0]}
