@@ -90,6 +90,17 @@ def contenders(
     stop = stops[axis]
     chosen = {label: known[label] for label in picked or known}
     return [
-        Contender(label, method if stop is None else replace(method, forget_at=stop))
+        Contender(label, method if stop is None else _stopping_at(method, stop))
         for label, method in chosen.items()
     ]
+
+
+def _stopping_at(method: Method, stop: int) -> Method:
+    """The method with that stop, also where a part of it has one of its own."""
+    options = {
+        name: {key: told for key, told in value.items() if key != "forget_at"}
+        if isinstance(value, Mapping)
+        else value
+        for name, value in method.options.items()
+    }
+    return replace(method, forget_at=stop, options=options)

@@ -38,7 +38,9 @@ def test_no_two_contenders_are_the_same(known: dict[str, Method]) -> None:
 
 
 def test_on_styles_everybody_stops_where_the_house_does(known: dict[str, Method]) -> None:
-    assert {c.method.forget_at for c in contenders(known, (), "style", STOPS) if c.method} == {1}
+    found = [c.method for c in contenders(known, (), "style", STOPS) if c.method]
+    assert {method.forget_at for method in found} == {1}
+    assert not any("forget_at" in str(method.options) for method in found)  # nor does a part stop elsewhere
 
 
 def test_one_stop_for_all_can_be_asked_for(known: dict[str, Method]) -> None:
