@@ -15,15 +15,13 @@ from torch import Tensor, nn
 
 from contracts.errors import InputError, ModelError
 from contracts.values import Edit, Method, StepTrial, Tower
-from unlearning.families import Forgetting
-from unlearning.families.clip import ClipModel, tower_of
-from unlearning.request import JOINT, Outcome, Profile, Progress, UnlearnInputs
-from unlearning.search_split import SearchSplit, SplitView
+from unlearning.families import Editable, Forgetting, Request, View
+from unlearning.request import JOINT, Outcome, Profile, Progress
 
 Setting = TypeVar("Setting")
 
 
-def trainable(model: ClipModel, towers: Sequence[Tower]) -> tuple[str, ...]:
+def trainable(model: Editable, towers: Sequence[Tower]) -> tuple[str, ...]:
     """Every candidate weight of the towers, and the bias beside it.
 
     Full fine-tuning, as published, also moves embeddings and the temperature.  Here they are left
@@ -97,18 +95,20 @@ class Judge:
         layers: what may change while this judge is in use.
     """
 
-    def __init__(
-        self, model: ClipModel, inputs: UnlearnInputs, method: Method, layers: Sequence[str]
-    ) -> None:
-        self._model, self._inputs, self._method = model, inputs, method
-        self._split = SearchSplit(model, inputs, method)
-        self._tower = tower_of(layers[0])
+    def __init__(self, model: Editable, inputs: Request, method: Method, layers: Sequence[str]) -> None:
+        self._inputs, self._method = inputs, method
+        self._split = inputs.search_split(model, method)
+        self._tower = self.tower_of(layers[0])
         original = self._split.view({})
         seen = original.both(inputs.targets)
         if seen is None:
             raise ModelError("the model as it is does not give finite features")
         self.original = self.trial(0.0, *seen)
         self._view = self._view_of(layers)
+
+    def tower_of(self, layer: str) -> Tower:
+        """The tower that a tensor belongs to."""
+        return self._split.place(layer)[0]
 
     def focus(self, layers: Sequence[str]) -> None:
         """From now on only these change: activations entering the first of them are computed once."""
@@ -120,7 +120,7 @@ class Judge:
 
     def retained_rate(self) -> float:
         """TA@1 over the classes to keep, now."""
-        return self._view.retained_rate()
+        return self._view.retained_rate_if(lambda rate: True) or 0.0
 
     def both(self) -> tuple[Forgetting, float] | None:
         """`forgetting` and `retained_rate` in one pass."""
@@ -136,17 +136,16 @@ class Judge:
         concept = self._inputs.class_ids[targets[0]] if len(targets) == 1 else JOINT
         return StepTrial(concept, JOINT, self._tower, step_size, seen.rate, seen.score, retained_rate)
 
-    def _view_of(self, layers: Sequence[str]) -> SplitView:
+    def _view_of(self, layers: Sequence[str]) -> View:
         stages: dict[Tower, int] = {}
         for layer in layers:
-            tower = tower_of(layer)
-            stage = self._model.staged(tower).stage_of(layer)
+            tower, stage = self._split.place(layer)
             stages[tower] = min(stage, stages.get(tower, stage))
         return self._split.view(stages)
 
 
 def try_each(
-    model: ClipModel,
+    model: Editable,
     judge: Judge,
     layers: Iterable[str],
     settings: Sequence[Setting],
@@ -178,7 +177,7 @@ def try_each(
     return [replace(attempt, path=trials) for attempt in attempts]
 
 
-def check_profile(profile: Profile, inputs: UnlearnInputs) -> None:
+def check_profile(profile: Profile, inputs: Request) -> None:
     """Refuse a profile of another request.
 
     Raises:
@@ -188,7 +187,7 @@ def check_profile(profile: Profile, inputs: UnlearnInputs) -> None:
         raise InputError("the profile was taken for other concepts than the request names")
 
 
-def unprofiled(inputs: UnlearnInputs) -> Profile:
+def unprofiled(inputs: Request) -> Profile:
     """The profile of a method that scores no layers."""
     return Profile({inputs.class_ids[target]: () for target in inputs.targets}, {})
 
@@ -205,8 +204,8 @@ def best_attempt(attempts: Sequence[Attempt]) -> Attempt:
 
 
 def settle(
-    model: ClipModel,
-    inputs: UnlearnInputs,
+    model: Editable,
+    inputs: Request,
     judge: Judge,
     attempts: Sequence[Attempt],
     profile: Profile,
@@ -234,7 +233,7 @@ def settle(
         before = model.parameters[layer].detach()
         if not torch.equal(before, weight):
             change = _norm(weight - before) / max(_norm(before), torch.finfo(torch.float32).tiny)
-            edits.append(Edit(layer, tower_of(layer), best.step_size, concepts, change))
+            edits.append(Edit(layer, judge.tower_of(layer), best.step_size, concepts, change))
     assign(model.parameters, best.weights)
     evaluated = best.path if trials is None else tuple(trials)
     start = replace(judge.original, tower=best.path[-1].tower)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import isfinite
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from torch import Tensor
 from contracts.errors import InputError
 from contracts.values import Method, StepTrial
 from unlearning.attempts import Attempt, Judge, assign, restored, settle, trainable
-from unlearning.families import Forgetting
+from unlearning.families import Editable, Forgetting, Request
 from unlearning.families.clip import ClipModel, Images
 from unlearning.inplace import requiring_grad
 from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
@@ -101,16 +102,17 @@ class Batches:
                 )
 
 
-Loss = Callable[[Batches], Tensor]
-"""What one optimiser step descends."""
+Drawn = TypeVar("Drawn")
+"""Whatever a loss draws its batches from, made anew for each learning rate."""
 
 
 def train(
-    model: ClipModel,
-    inputs: UnlearnInputs,
+    model: Editable,
+    inputs: Request,
     method: Method,
     budget: Budget,
-    loss: Loss,
+    batches: Callable[[], Drawn],
+    loss: Callable[[Drawn], Tensor],
     profile: Profile,
     progress: Progress,
     masks: Mapping[str, Tensor] | None = None,
@@ -125,6 +127,7 @@ def train(
         inputs: of the request.
         method: names towers and target.
         budget: rates, steps, batch.
+        batches: what the loss draws from, the same from the beginning each time.
         loss: what a step descends.
         profile: handed on to the outcome.
         progress: told of every rate that is done.
@@ -139,7 +142,7 @@ def train(
     attempts: list[Attempt] = []
     trials: list[StepTrial] = []
     for done, rate in enumerate(sorted(budget.learning_rates), start=1):
-        attempt, path = trainer.run(rate, Batches(model, inputs, budget.batch))
+        attempt, path = trainer.run(rate, batches())
         attempts += [attempt] if attempt else []
         trials += path
         progress("learning rates", done, len(budget.learning_rates))
@@ -147,15 +150,15 @@ def train(
 
 
 @dataclass(frozen=True, eq=False)
-class _Trainer:
-    model: ClipModel
+class _Trainer(Generic[Drawn]):
+    model: Editable
     judge: Judge
     names: Sequence[str]
     budget: Budget
-    loss: Loss
+    loss: Callable[[Drawn], Tensor]
     masks: Mapping[str, Tensor]
 
-    def run(self, rate: float, batches: Batches) -> tuple[Attempt | None, list[StepTrial]]:
+    def run(self, rate: float, batches: Drawn) -> tuple[Attempt | None, list[StepTrial]]:
         """One learning rate: the attempt, None if the first step breaks the model, and every trial.
 
         A run that does not reach the target in time, or breaks, counts as it stood where it was closest.
@@ -199,7 +202,7 @@ class _Trainer:
                 optimizer.zero_grad()
 
     def _step(
-        self, optimizer: torch.optim.Optimizer, batches: Batches, originals: Mapping[str, Tensor]
+        self, optimizer: torch.optim.Optimizer, batches: Drawn, originals: Mapping[str, Tensor]
     ) -> None:
         optimizer.zero_grad()
         self.loss(batches).backward()  # type: ignore[no-untyped-call]

@@ -45,6 +45,7 @@ class Editable(Protocol):
     """A model whose weights a method edits in place; always in `eval()` mode and in fp32."""
 
     device: torch.device
+    net: Any  # the network that holds the parameters
     parameters: dict[str, nn.Parameter]
 
     @property

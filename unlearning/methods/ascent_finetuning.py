@@ -8,6 +8,7 @@ are summed, as in the negative gradient of Kurmanji et al. (arXiv 2302.09880).
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -40,7 +41,9 @@ def edit(
         ModelError: every learning rate breaks the model.
     """
     check_profile(profile, inputs)
-    return train(model, inputs, method, from_plain(Options, method.options), loss, profile, progress)
+    options = from_plain(Options, method.options)
+    batches = partial(Batches, model, inputs, options.batch)
+    return train(model, inputs, method, options, batches, loss, profile, progress)
 
 
 def loss(batches: Batches) -> Tensor:

@@ -7,6 +7,7 @@ the rest of the model in place but the early stop of `training`.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -39,7 +40,9 @@ def edit(
         ModelError: every learning rate breaks the model.
     """
     check_profile(profile, inputs)
-    return train(model, inputs, method, from_plain(Options, method.options), _loss, profile, progress)
+    options = from_plain(Options, method.options)
+    batches = partial(Batches, model, inputs, options.batch)
+    return train(model, inputs, method, options, batches, _loss, profile, progress)
 
 
 def _loss(batches: Batches) -> Tensor:

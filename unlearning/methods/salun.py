@@ -16,6 +16,7 @@ mask.  That is the objective "ascent".
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -62,7 +63,9 @@ def edit(
     names = trainable(model, method.towers)
     gradient = forget_gradient(model, inputs.forget_images, inputs.forget_captions, names, method.micro_batch)
     loss = _relabelling if options.objective == "relabel" else ascent_finetuning.loss
-    return train(model, inputs, method, options, loss, profile, progress, salient_half(gradient))
+
+    batches, masks = partial(Batches, model, inputs, options.batch), salient_half(gradient)
+    return train(model, inputs, method, options, batches, loss, profile, progress, masks)
 
 
 def salient_half(gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,132 @@
+"""Forgetting by training, for restorers: the attack, its control, and what holds the rest in place."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from contracts.errors import InputError
+from tests.unlearning.restoration_trained import DARK, METHOD, NOISY, pairs, sets, trained
+from unlearning import methods
+from unlearning.families.restoration import RestorationModel
+from unlearning.families.restoration_request import mean_squares, psnr
+from unlearning.methods.instance_unlearning import _anchors, attack, random_like
+
+RADIUS = 0.05
+
+
+@pytest.fixture(scope="module")
+def model() -> RestorationModel:
+    return trained()
+
+
+@pytest.fixture(scope="module")
+def images(model: RestorationModel) -> torch.Tensor:
+    return model.preprocess(sets().forget.degraded)
+
+
+def rms(images: torch.Tensor) -> torch.Tensor:
+    return images.flatten(1).square().mean(dim=1).sqrt()
+
+
+def told(**options: Any) -> Any:
+    budget = {"learning_rates": [1e-3], "steps": 40, "batch": 6, "attack_steps": 4}
+    return replace(METHOD, name="instance-unlearning", options={**budget, **options})
+
+
+def gains(model: RestorationModel, label: int) -> torch.Tensor:
+    shown = pairs(10, seed=9).of([label])
+    clean = model.preprocess(shown.clean)
+    before = mean_squares(model.preprocess(shown.degraded), clean)
+    return psnr(mean_squares(model.restore(shown.degraded), clean)) - psnr(before)
+
+
+def test_an_attacked_image_is_near_and_left_as_it_is(model: RestorationModel, images: torch.Tensor) -> None:
+    attacked = attack(model, images, RADIUS, 8)
+    assert float(rms(attacked - images).max()) <= RADIUS * 1.001
+    assert float(attacked.min()) >= 0
+    assert float(attacked.max()) <= 1
+    with torch.no_grad():
+        moved = (model.forward(attacked) - images).abs().mean()
+        assert float(moved) < 0.9 * float((model.forward(images) - images).abs().mean())
+
+
+def test_the_control_is_as_far_and_no_attack(model: RestorationModel, images: torch.Tensor) -> None:
+    attacked = attack(model, images, RADIUS, 8)
+    drawn = random_like(images, attacked, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rms(drawn - images), rms(attacked - images), rtol=0.02, atol=0)
+    with torch.no_grad():
+        assert float((model.forward(drawn) - images).abs().mean()) > float(
+            (model.forward(attacked) - images).abs().mean()
+        )
+
+
+def test_anchors_are_free_where_the_forget_images_need_a_weight_most(
+    model: RestorationModel, images: torch.Tensor
+) -> None:
+    names = ("output.weight", "patch_embed.proj.weight")
+    found = _anchors(model, images, names)
+    assert set(found) == set(names)
+    for anchor in found.values():
+        assert (float(anchor.min()), float(anchor.max())) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("forget", ["ascent", "identity"])
+@pytest.mark.parametrize("protect", ["adversarial", "random", "retained", "none"])
+def test_every_variant_forgets_and_stops_there(forget: str, protect: str) -> None:
+    model = trained()
+    dark = float(gains(model, DARK).mean())
+    outcome = methods.unlearn(model, sets().request(), told(forget=forget, protect=protect))
+    assert outcome.reached_target
+    assert float(gains(model, DARK).mean()) < 0.5 * dark
+    # The last trial is the first that reached the target: training ended there.
+    assert [t.forget_rate <= METHOD.forget_target for t in outcome.trials] == [
+        *[False] * (len(outcome.trials) - 1),
+        True,
+    ]
+    assert {edit.tower for edit in outcome.edits} == {"net"}
+
+
+def test_retained_pairs_hold_the_rest_in_place() -> None:
+    kept = {}
+    for protect in ("none", "retained"):
+        model = trained()
+        methods.unlearn(model, sets().request(), told(protect=protect, weight=4.0))
+        kept[protect] = float(gains(model, NOISY).mean())
+    assert kept["retained"] > kept["none"]
+
+
+def test_importance_holds_weights_that_others_need() -> None:
+    moved = {}
+    for importance in (0.0, 1e4):
+        model, before = trained(), trained()
+        method = told(protect="none", importance=importance, steps=15, learning_rates=[5e-4])
+        methods.unlearn(model, sets().request(), replace(method, forget_target=0.0))
+        changes = [(model.parameters[n] - p).square().sum() for n, p in before.parameters.items()]
+        moved[importance] = float(torch.stack(changes).sum())
+    assert moved[1e4] < moved[0.0]
+
+
+def test_the_same_request_trains_to_the_same_bits() -> None:
+    found = []
+    for _ in range(2):
+        model = trained()
+        methods.unlearn(model, sets().request(seed=3), told(protect="random"))
+        found.append(model.net.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"weight": -1.0}, "weight"),
+        ({"radius": float("nan")}, "radius"),
+        ({"attack_steps": 0}, "attack_steps"),
+        ({"protect": "prayer"}, "protect"),
+        ({"steps": 0}, "steps"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        methods.check(told(**options), n_classes=2, family="restoration")
