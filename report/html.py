@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from contracts.metrics import HITS
 from contracts.values import RunSeconds
 from report import metrics, pictures, words
 from report.plots.search import JOINT, is_kept
@@ -45,6 +46,7 @@ def render(record: RunRecord) -> str:
         rows=[r for r in rows if not r.metric.concept],
         neighbours=[r for r in rows if r.metric.concept],
         levels=metrics.level_rows(record.measurements),
+        hits=HITS,
         edited={(concept, e.layer) for e in record.edits for concept in e.concepts},
         kept=lambda trial: is_kept(trial, record.edits),
         seconds=_seconds(record.seconds),

@@ -12,12 +12,12 @@ from contracts.values import Drop, Level, Measurements, Rate
 # As contracts.metrics documents them: <subject>.<measure>[.before|after][.drop|loss][.<field of the figure>].
 _NAME = re.compile(
     r"(?P<subject>forget|retain|cross|neighbours\.worst|neighbours|control|neighbour\.(?P<concept>[cs]-[0-9a-f]{8}))"
-    rf"\.(?P<measure>(?:fa|ta|t2i)(?=\d)|{'|'.join((*HITS, *LEVELS))})(?P<k>\d*)"
+    rf"\.(?:(?P<ranked>fa|ta|t2i)(?P<k>\d+)|(?P<own>{'|'.join((*HITS, *LEVELS))}))"
     r"(?:\.(?P<lost>drop|loss)|\.(?P<state>before|after))?(?:\.(?P<field>[a-z0-9]+))?"
 )
 _SCORES = {
-    "restored": "restored, at least 1 dB nearer to the clean image",
-    "harmed": "harmed, at least 1 dB further from the clean image",
+    "restored": "restored",
+    "harmed": "harmed",
     "psnr": "PSNR",
     "ssim": "SSIM",
 }
@@ -62,7 +62,9 @@ class Metric:
             f"neighbour {names.get(self.concept, self.concept)}" if self.concept else _SUBJECTS[self.subject]
         )
         if self.measure in HITS:
-            return f"images of {whose}, {self.score}"
+            return f"{self.score} images of {whose}"
+        if self.measure in LEVELS and self.subject == "cross":
+            return f"{self.score} of clean images"
         if self.measure in ("t2i", *LEVELS):
             return f"{self.score} of {whose}"
         return f"accuracy of {whose} ({self.score})"
@@ -75,7 +77,7 @@ def parse(name: str) -> Metric | None:
         return None
     return Metric(
         subject=match["subject"].partition(".c-")[0].partition(".s-")[0],
-        measure=match["measure"],
+        measure=match["ranked"] or match["own"],
         k=int(match["k"] or 0),
         concept=match["concept"] or "",
         state=match["state"] or "",

@@ -86,7 +86,7 @@ def not_proved(verdict: Verdict) -> tuple[tuple[str, str], ...]:
     """(topic, why) of what a reader must not conclude, whatever the verdict says."""
     topics = list(_NOT_PROVED)
     gated = [metric.measure for g in verdict.gates if g.kind == "erasure" and (metric := parse(g.metric))]
-    if "t2i" not in gated:
+    if "fa" in gated and "t2i" not in gated:
         topics.insert(0, ("Text→image search", "Its figures are shown, but no erasure gate bounds them."))
     if verdict.decision != "passed":
         topics.insert(0, ("Erasure", "Not every gate was passed."))

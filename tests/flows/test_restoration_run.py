@@ -17,10 +17,9 @@ from evidence.strict_json import parse
 from evidence.verify import verify
 from flows.unlearn import unlearn
 from intake.workspace import Workspace
-from tasks.families import load
+from tasks.families import family_tasks, load
 from tasks.families.restoration import Images, judge
 from tasks.models import import_model
-from tasks.recheck import recheck
 from tasks.requests import take_in
 from tasks.stores import open_registry
 from tests.restoration_world import FORGET, MODEL, make
@@ -117,13 +116,16 @@ def test_the_report_shows_pictures_before_and_after(restored: Done) -> None:
     assert "comparisons" not in told
 
 
-def test_a_recheck_measures_the_champion_anew(workspace: Workspace, restored: Done) -> None:
-    if restored.result["verdict"] != "passed":
-        pytest.skip(f"the tiny restorer's request ended in {restored.result['verdict']!r}")
-    (standing,) = recheck.fn(MODEL)
-    assert standing.still_gone
-    after = restored.result["forget"]["restored_after"]
-    assert standing.rates["forget.restored.after"].estimate == after
+def test_a_recheck_would_find_what_the_run_found(
+    restoring: World, workspace: Workspace, restored: Done, tmp_path: Path
+) -> None:
+    predicate = read_statement(parse(Path(restored.result["certificate"]).read_bytes()))
+    (tmp_path / "holdout").symlink_to(restoring.root / "sets/restoration-holdout")
+    folder = Path(open_registry(workspace).pull(MODEL, restored.result["version"], tmp_path / "model").folder)
+    model = load("restoration", folder)
+    found = family_tasks("restoration").forgotten(predicate.plan, tmp_path, model).rates
+    assert set(found) == {"forget.restored.after", "forget.harmed.after"}
+    assert all(predicate.measurements.rates[name] == rate for name, rate in found.items())
 
 
 def test_a_model_of_another_family_than_the_rules_say_is_refused(
