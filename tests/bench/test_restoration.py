@@ -1,0 +1,52 @@
+"""The comparison of methods on a restorer, on a small world."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.restoration import COMMON, VARIANTS, compare, line
+from contracts.canonical import from_plain
+from contracts.errors import InputError
+from contracts.values import Method
+from tasks.families.restoration import Images, judge
+from tests.restoration_world import make
+from unlearning import methods
+from unlearning.families.restoration import RestorationModel
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository's data folder, and the model beside it."""
+    root = tmp_path_factory.mktemp("restoring")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_SITE_CACHE_DIR", str(root / "dvc-site"))
+        make(root)
+    (root / "repo" / "labels").rename(root / "repo" / "labels-restoration")
+    return root
+
+
+def test_every_variant_is_told_what_its_method_accepts() -> None:
+    for told in VARIANTS.values():
+        methods.check(from_plain(Method, {**COMMON, **told}), n_classes=7, family="restoration")
+
+
+def test_rows_are_measured_on_the_holdout_and_every_method_starts_from_the_same_model(folder: Path) -> None:
+    model = folder / "model"
+    rows = list(compare(folder / "repo", model, "haze", ["slug", "slug"], model, threads=1))
+    assert [row["method"] for row in rows] == ["original", "retrained", "slug", "slug"]
+    figures = [{k: v for k, v in row.items() if k not in ("method", "cpu_seconds")} for row in rows]
+    assert figures[0] == figures[1]  # the "retrained" one is the original here
+    assert figures[2] == figures[3]
+    assert figures[2] != figures[0]
+    held = Images.read(folder / "repo/sets/restoration-holdout")
+    hazy = judge(RestorationModel.load(model), held.where(held.rows["caption"] == "haze"))
+    assert rows[0]["psnr"]["haze"] == round(float(np.mean(hazy.psnr)), 2)
+    assert rows[0]["restored"] == round(float(np.mean(hazy.gain >= 1)), 3)
+    assert rows[2]["tensors"] == 1
+    assert "slug" in line(rows[2])
+
+
+def test_an_unknown_degradation_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="'fog'; there are noise-15"):
+        next(compare(folder / "repo", folder / "model", "fog", [], None, threads=1))
