@@ -1,8 +1,8 @@
-"""Forgetting a degradation: every method on the photo restorer.  `python -m bench.restoration --target haze --json`
+"""Forgetting a degradation: every method on the photo restorer.  `python -m bench.restoration --json`
 
 Each method starts from the same model and sets, is stopped by the same rule (half of the search images come
-out no better than they went in) and is measured on the held-out crops: PSNR of every degradation, and how many
-images of the forgotten one are still restored, or are harmed, by 1 dB (`tasks.families.restoration`).
+out no better than they went in) and is measured on the held-out crops: PSNR of every degradation, and how
+many images of the forgotten one are still restored, or are harmed, by 1 dB (`tasks.families.restoration`).
 
     instances         the forget images themselves, beside unseen images of the same degradation
     --retrained DIR   a model folder trained without the target, the reference for all of them:
@@ -131,7 +131,7 @@ def compare(
 def measured(
     model: RestorationModel, target: str, held: Mapping[str, Images], forget: Images
 ) -> dict[str, Any]:
-    """PSNR (dB) by degradation, gain over the input of the forgotten one, shares of restored and harmed images."""
+    """PSNR (dB) and SSIM by degradation; of the forgotten one gain over the input, and shares of images."""
     found = {name: judge(model, images) for name, images in held.items()}
     gain = found[target].gain
     return {
