@@ -115,27 +115,33 @@ def measured(
     kept = set(labels.loc[labels["seen"], "id"]) - {*plan.targets, *plan.erased_before}
     holdout, control = Images.read(folder / "holdout"), Images.read(folder / "control")
     control = control.where(control.rows["object"] != CLEAN_ID)
+    if control.rows.empty:
+        raise SetError(f"request {plan.request_id}: the control set holds no degraded image")
     label = holdout.rows["object"]
     groups = {
-        "forget": holdout.where(label.isin(plan.targets)),
-        "neighbour": holdout.where(label.isin(plan.neighbours)),
-        "retain": holdout.where(label.isin(kept - {CLEAN_ID})),
-        "cross": holdout.where(label == CLEAN_ID),
-        "control": control,
+        "forget": (holdout, label.isin(plan.targets)),
+        "neighbour": (holdout, label.isin(plan.neighbours)),
+        "retain": (holdout, label.isin(kept - {CLEAN_ID})),
+        "cross": (holdout, label == CLEAN_ID),
+        "control": (control, control.rows["object"] != CLEAN_ID),
+    }
+    judged = {
+        id(images): {"before": judge(original, images), "after": judge(edited, images)}
+        for images in (holdout, control)
     }
     outcomes, qualities = [], []
-    for group, images in groups.items():
-        if not len(images.rows):
-            continue
-        figures = {"before": judge(original, images), "after": judge(edited, images)}
-        qualities += _qualities(group, images.rows, figures)
+    for group, (images, mask) in groups.items():
+        rows = images.rows[mask]
+        figures = {state: found.where(mask) for state, found in judged[id(images)].items()}
+        qualities += _qualities(group, rows, figures)
         if group != "cross":  # a clean image has no error to lessen
-            outcomes += _outcomes(group, images.rows, figures)
+            outcomes += _outcomes(group, rows, figures)
     table = pd.concat(outcomes, ignore_index=True)
     levels = pd.concat(qualities, ignore_index=True)
     shown = [
-        *_shown(groups["forget"], original, edited),
-        *_shown(groups["retain"], original, edited),
+        found
+        for group in ("forget", "retain")
+        for found in _shown(holdout.where(groups[group][1]), original, edited)
     ]
     return Measured(measure(table, seed=plan.seed, qualities=levels), table, shown)
 
@@ -147,6 +153,11 @@ class Judged:
     gain: np.ndarray
     psnr: np.ndarray
     ssim: np.ndarray
+
+    def where(self, mask: Any) -> Judged:
+        """Of some of the images."""
+        kept = np.asarray(mask)
+        return Judged(self.gain[kept], self.psnr[kept], self.ssim[kept])
 
 
 def judge(model: RestorationModel, images: Images) -> Judged:
@@ -162,9 +173,11 @@ def judge(model: RestorationModel, images: Images) -> Judged:
         raise ModelError("the model gives images that are not finite")
     outputs = restored.permute(0, 2, 3, 1).cpu().numpy() * 255
     found = np.array([quality(*pair) for pair in zip(images.clean, outputs, strict=True)])
-    came = np.array([quality(*pair) for pair in zip(images.clean, images.degraded, strict=True)])
-    psnr, input_psnr = np.minimum(found[:, 0], 100.0), np.minimum(came[:, 0], 100.0)
-    return Judged(psnr - input_psnr, psnr, found[:, 1])
+    errors = np.square(images.clean.astype(np.float64) - images.degraded).mean(axis=(1, 2, 3))
+    with np.errstate(divide="ignore"):
+        came = 10 * np.log10(255**2 / errors)
+    psnr = np.minimum(found[:, 0], 100.0)
+    return Judged(psnr - np.minimum(came, 100.0), psnr, found[:, 1])
 
 
 def forgotten(plan: Plan, folder: Path, model: RestorationModel) -> Measurements:
