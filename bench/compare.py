@@ -54,7 +54,7 @@ def main() -> None:
     picked = tuple(label.strip() for label in options.methods.split(",") if label.strip())
     asked = Asked(
         models={base.label: base.folder, **seeds},
-        table=table(methods.names()),
+        table=table(methods.names("clip")),
         picked=picked,
         headlines=picked or HEADLINES,
         seeds=tuple(seeds),

@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     base = base_model(repository(), options.model, options.rules)
     counts = sorted({int(n) for n in options.counts.split(",")})
-    known = fitting(table(methods.names()), choose(base.houses(repository())["object"], {}).method)
+    known = fitting(table(methods.names("clip")), choose(base.houses(repository())["object"], {}).method)
     asked = contenders(known, options.methods.split(","), "object", {"object": None, "style": None})
     rows = list(few(base, asked, counts, options.singles, options.seed, options.threads))
     found: dict[str, dict[int, dict[str, Any]]] = {}

@@ -12,12 +12,12 @@ STOPS: dict[Axis, int | None] = {"object": None, "style": 1}
 
 @pytest.fixture
 def known() -> dict[str, Method]:
-    return table(methods.names())
+    return table(methods.names("clip"))
 
 
 def test_every_method_stands_by_itself_and_stops_alike(known: dict[str, Method]) -> None:
-    own = [known[name] for name in methods.names()]
-    assert [method.name for method in own] == list(methods.names())
+    own = [known[name] for name in methods.names("clip")]
+    assert [method.name for method in own] == list(methods.names("clip"))
     assert {(method.forget_at, method.forget_target, method.towers) for method in own} == {
         (5, 0.0, ("vision", "text"))
     }

@@ -42,6 +42,12 @@ def gains(model: RestorationModel, label: int) -> torch.Tensor:
     return psnr(mean_squares(model.restore(shown.degraded), clean)) - psnr(before)
 
 
+def test_methods_are_listed_by_family() -> None:
+    assert methods.names("restoration") == ("instance-unlearning", "slug", "slug-preconditioned")
+    assert "instance-unlearning" not in methods.names("clip")
+    assert set(methods.names("clip")) | set(methods.names("restoration")) == set(methods.names())
+
+
 def test_an_attacked_image_is_near_and_left_as_it_is(model: RestorationModel, images: torch.Tensor) -> None:
     attacked = attack(model, images, RADIUS, 8)
     assert float(rms(attacked - images).max()) <= RADIUS * 1.001

@@ -43,9 +43,10 @@ class UnlearningMethod(Protocol):
         """Search the step and take it."""
 
 
-def names() -> tuple[str, ...]:
-    """The methods there are, by name."""
-    return tuple(sorted(found.name.replace("_", "-") for found in pkgutil.iter_modules(__path__)))
+def names(family: str | None = None) -> tuple[str, ...]:
+    """The methods there are, by name; those that edit models of a family, if one is named."""
+    found = sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+    return tuple(name for name in found if family is None or family in _families(name))
 
 
 def method_named(name: str) -> UnlearningMethod:
@@ -66,12 +67,15 @@ def check(method: Method, n_classes: int, family: str = "clip") -> None:
         InputError: the method, or one of its options, is unknown or out of its range, or it is for models
             of other families.
     """
-    chosen = method_named(method.name)
-    able = getattr(chosen, "FAMILIES", ("clip",))
+    chosen, able = method_named(method.name), _families(method.name)
     if family not in able:
         raise InputError(f"{method.name} edits models of family {', '.join(able)}, this one is of {family}")
     from_plain(chosen.Options, method.options)
     check_method(method, n_classes, families.module(family).TOWERS)
+
+
+def _families(name: str) -> tuple[str, ...]:
+    return cast(tuple[str, ...], getattr(method_named(name), "FAMILIES", ("clip",)))
 
 
 def statistics(method: Method, seed: int) -> Wanted | None:
