@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 from contracts.errors import InputError
 from contracts.values import Axis
 from tasks.house import Rules, rules
-from unlearning.families.clip import WEIGHTS
+from unlearning.families.config import WEIGHTS
 
 if TYPE_CHECKING:
     from unlearning.families.clip import ClipModel

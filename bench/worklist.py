@@ -24,7 +24,8 @@ from contracts.values import Axis, Method
 from tasks.house import Rules, choose
 from tasks.plan import read_labels
 from unlearning.determinism import deterministic
-from unlearning.families.clip import WEIGHTS, ClipModel
+from unlearning.families.clip import ClipModel
+from unlearning.families.config import WEIGHTS
 
 # Audit -> (on the first so many requests of each kind, None for all; its settings).
 Audits = Mapping[str, tuple[int | None, dict[str, Any]]]

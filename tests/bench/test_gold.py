@@ -7,7 +7,7 @@ import pytest
 from bench.gold import Gold, find, prepare_union
 from bench.requests import Request
 from contracts.errors import InputError
-from unlearning.families.clip import WEIGHTS
+from unlearning.families.config import WEIGHTS
 
 SINGLE, FAMILY, STYLE = (
     Request("single", ("c-1",)),

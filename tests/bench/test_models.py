@@ -6,7 +6,7 @@ import pytest
 
 from bench.models import EMOJI, REAL, Base, base_model
 from contracts.errors import InputError
-from unlearning.families.clip import WEIGHTS
+from unlearning.families.config import WEIGHTS
 
 
 def model_in(folder: Path) -> Path:

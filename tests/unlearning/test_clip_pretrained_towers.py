@@ -19,7 +19,8 @@ from contracts.values import Method
 from tests.pretrained_towers import CONTEXT, END, START, config, random_model, tokenizer_json
 from tests.unlearning.conftest import NAMES, TEMPLATES, assert_open_clips_without_padding, items, train
 from unlearning import methods, moments_collector
-from unlearning.families.clip import WEIGHTS, ClipModel, tower_of
+from unlearning.families.clip import ClipModel, tower_of
+from unlearning.families.config import WEIGHTS
 from unlearning.gradients import forget_gradient, retain_gradient
 from unlearning.inplace import edited
 from unlearning.labelled_inputs import input_moments

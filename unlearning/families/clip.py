@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -34,16 +33,11 @@ from contracts.errors import InputError, ModelError
 from contracts.values import Tower
 from unlearning.families import CandidateLayer, clip_config, clip_stages, clip_timm_hf, clip_timm_hf_stages
 from unlearning.families.clip_stages import Batch, StagedTower
-from unlearning.families.config import CONFIG, check_weights, read_config, section
+from unlearning.families.config import CONFIG, WEIGHTS, check_weights, read_config, read_weights, section
 from unlearning.inplace import requiring_grad
-
-WEIGHTS = "weights.safetensors"
 
 # SLUG never edits these (arXiv 2407.11867, released code): matched anywhere in the name.
 EXCLUDED = ("bias", "logit_scale", "position", "embedding")
-
-# Precisions that a file may hold instead of fp32; every value of theirs is an fp32 value too.
-HALVES = (torch.float16, torch.bfloat16)
 
 TOWERS: tuple[Tower, ...] = ("vision", "text")
 
@@ -94,11 +88,7 @@ class ClipModel:
                 do not fit the configuration or are not finite (the message names the tensor).
         """
         config = read_config(folder / CONFIG, clip_config.FAMILY)
-        try:
-            weights = load_file(folder / WEIGHTS)
-        except (OSError, SafetensorError):
-            raise ModelError(f"{WEIGHTS} is missing or is not a complete safetensors file") from None
-        weights = {name: w.float() if w.dtype in HALVES else w for name, w in weights.items()}
+        weights = read_weights(folder)
         vocabulary, vocabulary_file = None, clip_config.vocabulary_file(config)
         if vocabulary_file is not None:
             try:

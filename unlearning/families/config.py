@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from contracts.errors import ModelError
 
 CONFIG = "config.json"
+WEIGHTS = "weights.safetensors"
+
+# Precisions that a file may hold instead of fp32; every value of theirs is an fp32 value too.
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def family_of(folder: Path) -> str:
@@ -35,6 +41,19 @@ def read_config(path: Path, family: str) -> dict[str, Any]:
     if config["family"] != family:
         raise ModelError(f"the model is of family {config['family']!r}, expected {family!r}")
     return config
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a model folder, half precision widened to fp32.
+
+    Raises:
+        ModelError: the file is missing or cut short.
+    """
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError):
+        raise ModelError(f"{WEIGHTS} is missing or is not a complete safetensors file") from None
+    return {name: w.float() if w.dtype in HALVES else w for name, w in weights.items()}
 
 
 def _parsed(path: Path) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from contracts.canonical import file_sha256, from_plain, to_plain
@@ -28,8 +27,8 @@ from contracts.errors import InputError, ModelError
 from contracts.values import Tower
 from unlearning.families import CandidateLayer
 from unlearning.families.adair import AdaIR, AdaIRConfig
-from unlearning.families.clip import HALVES, WEIGHTS, Images
-from unlearning.families.config import CONFIG, check_weights, read_config, section
+from unlearning.families.clip import Images
+from unlearning.families.config import CONFIG, WEIGHTS, check_weights, read_config, read_weights, section
 from unlearning.families.promptir import PromptIR, PromptIRConfig
 from unlearning.families.restoration_blocks import Backbone, BackboneConfig
 from unlearning.families.restoration_stages import Activations, StagedNet
@@ -83,11 +82,7 @@ class RestorationModel:
                 do not fit the configuration or are not finite (the message names the tensor).
         """
         config = read_config(folder / CONFIG, FAMILY)
-        try:
-            weights = load_file(folder / WEIGHTS)
-        except (OSError, SafetensorError):
-            raise ModelError(f"{WEIGHTS} is missing or is not a complete safetensors file") from None
-        weights = {name: w.float() if w.dtype in HALVES else w for name, w in weights.items()}
+        weights = read_weights(folder)
         return cls(config, weights, device)
 
     @classmethod

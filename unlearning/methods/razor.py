@@ -36,7 +36,7 @@ from contracts.values import LayerScore, Method, StepTrial
 from unlearning.attempts import Attempt, Judge, check_profile, restored, settle
 from unlearning.families import Forgetting
 from unlearning.families.clip import ClipModel
-from unlearning.gradients import Gradients, forget_gradient, retain_gradient
+from unlearning.gradients import Gradients
 from unlearning.inplace import apply, edited, requiring_grad
 from unlearning.profile import score_layers
 from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
@@ -198,18 +198,8 @@ def _gradients(
     model: ClipModel, inputs: UnlearnInputs, method: Method, layers: Sequence[str], progress: Progress
 ) -> tuple[Gradients, Gradients]:
     """Of the forget loss over all concepts and of the retain loss, at the present weights."""
-    forget = forget_gradient(model, inputs.forget_images, inputs.forget_captions, layers, method.micro_batch)
-    retain = retain_gradient(
-        model,
-        inputs.retain_images,
-        inputs.retain_captions,
-        layers,
-        retain_batch=method.retain_batch,
-        micro_batch=method.micro_batch,
-        seed=inputs.seed,
-        progress=lambda done, total: progress("retain gradient", done, total),
-    )
-    return forget, retain
+    forget = inputs.forget_gradient(model, inputs.targets, layers, method.micro_batch)
+    return forget, inputs.retain_gradient(model, layers, method, progress)
 
 
 def _scores(model: ClipModel, forget: Gradients, retain: Gradients) -> tuple[LayerScore, ...]:
