@@ -2,16 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from contracts.errors import ModelError
 from unlearning import distributed
 from unlearning.encoders import Compute
-from unlearning.families.clip import ClipModel
 
 Gradients = dict[str, Tensor]
+
+
+class HasWeights(Protocol):
+    """A model of any family."""
+
+    parameters: dict[str, nn.Parameter]
 
 
 class GradientSum:
@@ -30,7 +36,7 @@ class GradientSum:
         ModelError: the model has no weight of a name.
     """
 
-    def __init__(self, model: ClipModel, layers: Sequence[str], compute: Compute, divisor: int = 1) -> None:
+    def __init__(self, model: HasWeights, layers: Sequence[str], compute: Compute, divisor: int = 1) -> None:
         unknown = [layer for layer in layers if layer not in model.parameters]
         if unknown:
             raise ModelError(f"the model has no weight {unknown[0]!r}")

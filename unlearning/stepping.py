@@ -253,12 +253,14 @@ def step_and_edit(
     profile: Profile,
     progress: Progress,
     least: float = 0.0,
+    split: SearchSplit | None = None,
 ) -> Outcome:
     """Search every direction of every concept, choose a layer each, combine, and edit the model in place.
 
     The model must hold the weights that the profile was taken at.  Directions under `JOINT` alone are
     stepped for all concepts at once: one layer, one step.  A method whose directions have a length that
-    means something names the `least` step.
+    means something names the `least` step.  A family that is not measured by zero-shot classification
+    brings its own `split` of the model.
 
     Raises:
         InputError: the profile is of other concepts.
@@ -269,7 +271,8 @@ def step_and_edit(
     if set(profile.directions) != set(targets) or set(profile.scores) - {JOINT} - set(concepts):
         raise InputError("the profile was taken for other concepts than the request names")
     directions = {concept: profile.directions[concept] for concept in targets}
-    stepper = Stepper(SearchSplit(model, inputs, method), directions, targets, list(concepts), least)
+    split = SearchSplit(model, inputs, method) if split is None else split
+    stepper = Stepper(split, directions, targets, list(concepts), least)
     found = stepper.search_layers(progress)
     trials = [trial for steps in found.values() for step in steps for trial in step.trials]
     best = [best_layer(steps) for steps in found.values()]
