@@ -35,6 +35,12 @@ DEMOS = {
         "data/models-restoration/restorer",
         (("data/sets/forget-haze", "object"), ("data/sets/forget-rain", "object")),
     ),
+    # The names that the CLIP demo forgets, in the answers of a model over the same vision tower.
+    "vlm": Demo(
+        "emoji-vlm",
+        "data/models/vlm",
+        (("data/sets/forget-bullseye", "object"), ("data/sets/forget-fruit", "object")),
+    ),
 }
 KEY = "demo"
 
@@ -48,7 +54,8 @@ KEY = "demo"
 )
 @as_json
 def demo(family: str, workspace: Path | None, as_json: bool) -> None:
-    """Watch a trained model forget, on evidence: a CLIP things, a photo restorer haze and rain.
+    """Watch a trained model forget, on evidence: a CLIP things, a photo restorer haze and rain,
+    a vision-language model the names of things.
 
     The reference model and its sets come from the DVC remote inside the repository; nothing is fetched from
     anywhere else.  Interrupted, it continues; finished, it shows the results again.  A verdict "failed" is

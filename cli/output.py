@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import click
 
 from contracts.errors import EXIT_GATE_FAILED, EXIT_INSUFFICIENT_EVIDENCE, EXIT_OK
-from contracts.metrics import LEVELS
+from contracts.metrics import LEVELS, SHORT
 
 EXIT_CODES = {
     "passed": EXIT_OK,
@@ -15,7 +15,7 @@ EXIT_CODES = {
     "insufficient evidence": EXIT_INSUFFICIENT_EVIDENCE,
 }
 
-RATES = {"fa1": "FA@1", "ta1": "TA@1", "restored": "restored (1 dB or more)"}
+RATES = {"fa1": "FA@1", "ta1": "TA@1", **SHORT}
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 

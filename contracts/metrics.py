@@ -27,16 +27,41 @@ DEPTHS = (1, 5)
 HITS: Mapping[str, str] = {
     "restored": "comes out at least 1 dB nearer to the clean image than it went in",
     "harmed": "comes out at least 1 dB further from the clean image than it went in",
+    "named": "the answer about the picture contains its name",
+    "colour": "the answer to the question for its colour is right",
+    "count": "the answer to the question how many there are is right",
 }
 
 # Qualities of an output, and their units; the more, the better.
 LEVELS: Mapping[str, str] = {"psnr": "dB", "ssim": ""}
 
+# How tables and sentences call them.
+SHORT: Mapping[str, str] = {
+    "restored": "restored",
+    "harmed": "harmed",
+    "named": "named",
+    "colour": "colour told",
+    "count": "number told",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+}
+
+# What the group `cross` is measured on, where it is not the other axis.
+CROSS: Mapping[str, str] = {
+    "psnr": "clean images",
+    "ssim": "clean images",
+    "colour": "what is kept",
+    "count": "what is kept",
+}
+
 # Every neighbour's own figures, of which the worst one is looked for: a rate and its drop, or a level.
-OF_EACH_NEIGHBOUR = ("ta1", "restored")
+OF_EACH_NEIGHBOUR = ("ta1", "restored", "named")
 
 # What a run is told by in one line: the first of these that it has.
-HEADLINES: Mapping[str, tuple[str, ...]] = {"forget": ("fa1", "restored"), "retain": ("ta1", "restored")}
+HEADLINES: Mapping[str, tuple[str, ...]] = {
+    "forget": ("fa1", "restored", "named"),
+    "retain": ("ta1", "restored", "named"),
+}
 
 
 def metrics_of(group: str, question: str) -> dict[str, int]:

@@ -9,7 +9,8 @@ Columns  <rate>.<field of Rate>             forget.fa1.after.upper95
          <level>.loss.<field of Level>      retain.psnr.loss.upper95
 
 cross.* is the retained accuracy on the other axis: hands for a request about an object, objects for one
-about a hand (cross-domain retain accuracy, CRA, of UnlearnCanvas).
+about a hand (cross-domain retain accuracy, CRA, of UnlearnCanvas); of a restorer clean images, of a
+vision-language model questions that ask for no name.
 
 What hits and levels are says `contracts.metrics`.
 

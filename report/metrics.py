@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from contracts.metrics import HITS, LEVELS
+from contracts.metrics import CROSS, HITS, LEVELS, SHORT
 from contracts.values import Drop, Level, Measurements, Rate
 
 # As contracts.metrics documents them: <subject>.<measure>[.before|after][.drop|loss][.<field of the figure>].
@@ -15,12 +15,6 @@ _NAME = re.compile(
     rf"\.(?:(?P<ranked>fa|ta|t2i)(?P<k>\d+)|(?P<own>{'|'.join((*HITS, *LEVELS))}))"
     r"(?:\.(?P<lost>drop|loss)|\.(?P<state>before|after))?(?:\.(?P<field>[a-z0-9]+))?"
 )
-_SCORES = {
-    "restored": "restored",
-    "harmed": "harmed",
-    "psnr": "PSNR",
-    "ssim": "SSIM",
-}
 _SUBJECTS = {
     "forget": "the forgotten concepts",
     "retain": "the retained concepts",
@@ -47,9 +41,9 @@ class Metric:
 
     @property
     def score(self) -> str:
-        """ "FA@1", "TA@5", "text→image hit@1" or "PSNR"."""
-        if self.measure in _SCORES:
-            return _SCORES[self.measure]
+        """ "FA@1", "TA@5", "text→image hit@1", "named" or "PSNR"."""
+        if self.measure in SHORT:
+            return SHORT[self.measure]
         return f"text→image hit@{self.k}" if self.measure == "t2i" else f"{self.measure.upper()}@{self.k}"
 
     def words(self, names: Mapping[str, str]) -> str:
@@ -61,10 +55,10 @@ class Metric:
         whose = (
             f"neighbour {names.get(self.concept, self.concept)}" if self.concept else _SUBJECTS[self.subject]
         )
+        if self.subject == "cross":
+            whose = CROSS.get(self.measure, whose)
         if self.measure in HITS:
-            return f"{self.score} images of {whose}"
-        if self.measure in LEVELS and self.subject == "cross":
-            return f"{self.score} of clean images"
+            return f"{self.score}, of {whose}"
         if self.measure in ("t2i", *LEVELS):
             return f"{self.score} of {whose}"
         return f"accuracy of {whose} ({self.score})"

@@ -12,7 +12,7 @@ from report.record import RunRecord
 _GROUPS = {
     "forget": "To be forgotten (lower is better)",
     "retain": "To be kept (higher is better)",
-    "cross": "To be kept on the other axis (higher is better)",
+    "cross": "What else is to be kept (higher is better)",
     "neighbours": "Neighbours together (higher is better)",
     "control": "Control, never known to the model (should stay low)",
 }

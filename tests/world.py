@@ -284,7 +284,7 @@ def train_model(folder: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = ClipModel(config, open_clip.model.CLIP(**model_cfg).state_dict(), vocabulary)
-    pixels = model.preprocess(np.stack(list(_training_pictures())))
+    pixels = model.preprocess(np.stack(list(training_pictures())))
     pixels = pixels.reshape(len(SEEN), -1, *pixels.shape[1:])
     texts = [[t.replace("{}", name) for name in SEEN] for t in TEMPLATES["object"]]
     tokens = [model.tokenize(text) for text in texts]
@@ -303,7 +303,7 @@ def train_model(folder: Path) -> None:
     model.save(folder)
 
 
-def _training_pictures() -> Iterator[np.ndarray]:
+def training_pictures() -> Iterator[np.ndarray]:
     for name, hand, seed in itertools.product(SEEN, TRAIN_HANDS, range(100, 104)):
         picture = Image.open(io.BytesIO(draw(name, hand, seed)))
         yield from (np.asarray(render_view(picture, view, f"{name}{hand}{seed}")) for view in range(6))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import TYPE_CHECKING, Any
 
 from contracts.values import Plan
@@ -51,12 +49,9 @@ class _Pictures:
         self._items = items
 
     def __getitem__(self, item: str) -> str:
-        from PIL import Image
-
         from data.reader import load_images
+        from tasks.pictures import png
 
         row = self._items.loc[[item]]
         pixels = load_images(self._run.path(row["role"].iloc[0]), row, PIXELS)[0]
-        out = io.BytesIO()
-        Image.fromarray(pixels).save(out, "PNG", optimize=True)
-        return base64.b64encode(out.getvalue()).decode()
+        return png(pixels)

@@ -8,8 +8,6 @@ images, which must come out as they went in (the group `cross`).
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,6 +240,8 @@ def _labelled(group: str, rows: pd.DataFrame) -> pd.DataFrame:
 
 def _shown(images: Images, original: RestorationModel, edited: RestorationModel) -> list[dict[str, Any]]:
     """The first images of a group that come from different crops and show different degradations."""
+    from tasks.pictures import png
+
     places = images.rows.drop_duplicates("source").drop_duplicates("object").index[:SHOWN]
     if len(places) < SHOWN:
         places = images.rows.drop_duplicates("source").index[:SHOWN]
@@ -251,19 +251,16 @@ def _shown(images: Images, original: RestorationModel, edited: RestorationModel)
         {
             "label": label,
             "pictures": [
-                ["as it came", _png(own.degraded[i])],
-                ["before", _png(np.rint(states[0][i] * 255))],
-                ["after", _png(np.rint(states[1][i] * 255))],
-                ["clean", _png(own.clean[i])],
+                ["as it came", png(own.degraded[i])],
+                ["before", png(_bytes(states[0][i]))],
+                ["after", png(_bytes(states[1][i]))],
+                ["clean", png(own.clean[i])],
             ],
         }
         for i, label in enumerate(own.rows["object"])
     ]
 
 
-def _png(pixels: np.ndarray) -> str:
-    from PIL import Image
-
-    out = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(out, "PNG", optimize=True)
-    return base64.b64encode(out.getvalue()).decode()
+def _bytes(values: np.ndarray) -> np.ndarray:
+    pixels: np.ndarray = np.rint(values * 255).astype(np.uint8)
+    return pixels

@@ -149,5 +149,5 @@ def test_a_method_of_another_family_is_refused_at_the_door(
 def test_a_folder_of_an_unknown_family_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"schema": 1, "family": "audio"}')
-    with pytest.raises(ModelError, match="unknown model family 'audio'; there are clip, restoration"):
+    with pytest.raises(ModelError, match="unknown model family 'audio'; there are clip, restoration, vlm"):
         import_model(Workspace.open(tmp_path / "home", environ={}), tmp_path / "model", "audio")

@@ -11,9 +11,9 @@ NAMES = {"c-0000000a": "rain"}
 @pytest.mark.parametrize(
     ("name", "value", "words", "shown"),
     [
-        ("forget.restored.after.upper95", 0.34, "restored images of the forgotten concepts", "34.0\u00a0%"),
-        ("retain.restored.drop.upper95", 0.035, "restored images of the retained concepts", "3.5 points"),
-        ("forget.restored.after.n", 60, "restored images of the forgotten concepts", "60"),
+        ("forget.restored.after.upper95", 0.34, "restored, of the forgotten concepts", "34.0\u00a0%"),
+        ("retain.restored.drop.upper95", 0.035, "restored, of the retained concepts", "3.5 points"),
+        ("forget.restored.after.n", 60, "restored, of the forgotten concepts", "60"),
         ("retain.psnr.loss.upper95", -0.123, "PSNR of the retained concepts", "\u22120.12 dB"),
         ("neighbours.worst.psnr.loss.upper95", 0.5, "PSNR of the worst neighbour", "0.50 dB"),
         ("neighbour.c-0000000a.ssim.loss.loss", 0.0125, "SSIM of neighbour rain", "0.013"),

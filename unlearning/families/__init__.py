@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from unlearning.moment_sums import Moments
     from unlearning.retain_statistics import Wanted
 
-FAMILIES = ("clip", "restoration")
+FAMILIES = ("clip", "restoration", "vlm")
 ANY = FAMILIES  # for a method that asks for nothing but the protocols here
 
 Progress = Callable[[str, int, int], None]

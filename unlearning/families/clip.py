@@ -66,7 +66,7 @@ class ClipModel:
     ) -> None:
         self.config = config
         self.device = torch.device(device)
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self.net = clip_config.build_network(section(config, "model_cfg"))
         check_weights(self.net.state_dict(), weights)
         self.net.load_state_dict(weights)
@@ -130,8 +130,8 @@ class ClipModel:
         (folder / CONFIG).write_text(text, encoding="utf-8")
         names = [WEIGHTS, CONFIG]
         vocabulary_file = clip_config.vocabulary_file(self.config)
-        if vocabulary_file is not None and self._vocabulary is not None:
-            (folder / vocabulary_file).write_bytes(self._vocabulary)
+        if vocabulary_file is not None and self.vocabulary is not None:
+            (folder / vocabulary_file).write_bytes(self.vocabulary)
             names.append(vocabulary_file)
         return {name: file_sha256(folder / name) for name in names}
 

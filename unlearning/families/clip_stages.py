@@ -236,9 +236,10 @@ def _self_attention(block: Any, first_only: bool) -> Callable[[Tensor], Tensor]:
 
     def attend(x: Tensor) -> Tensor:
         tokens = block.ln_1(x)
-        n = 1 if first_only else x.shape[1]
-        attended: Tensor = block.ls_1(block.attention(tokens[:, :n], tokens, tokens))
-        return x[:, :n] + attended
+        # One object as queries, keys and values: torch then makes one product of them.
+        queries = tokens[:, :1] if first_only else tokens
+        attended: Tensor = block.ls_1(block.attention(queries, tokens, tokens))
+        return x[:, : queries.shape[1]] + attended
 
     return attend
 

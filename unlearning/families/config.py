@@ -43,8 +43,12 @@ def read_config(path: Path, family: str) -> dict[str, Any]:
     return config
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a model folder, half precision widened to fp32.
+def read_weights(folder: Path, as_stored: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a model folder, half precision widened to fp32, which is exact.
+
+    Args:
+        folder: the model folder.
+        as_stored: tensors whose names begin so stay in the precision of the file.
 
     Raises:
         ModelError: the file is missing or cut short.
@@ -53,7 +57,16 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         weights = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError):
         raise ModelError(f"{WEIGHTS} is missing or is not a complete safetensors file") from None
-    return {name: w.float() if w.dtype in HALVES else w for name, w in weights.items()}
+    return widened(weights, as_stored)
+
+
+def widened(weights: Mapping[str, Tensor], as_stored: str | None = None) -> dict[str, Tensor]:
+    """Half precision as fp32, anything else as it is; so too what is named `as_stored` at its beginning."""
+    kept = () if as_stored is None else (as_stored,)
+    return {
+        name: w.float() if w.dtype in HALVES and not name.startswith(kept) else w
+        for name, w in weights.items()
+    }
 
 
 def _parsed(path: Path) -> dict[str, Any]:

@@ -137,11 +137,16 @@ def _asked_layers(model: ClipModel, method: Method, named: str | None) -> list[L
     """The named layer, or those of the towers asked for that nothing passes by.
 
     Raises:
-        InputError: it cannot take an erasure, or its tower is not asked for.
+        InputError: it cannot take an erasure, or its tower is not asked for; or none is named and every
+            layer of the towers has something that passes by it, or is not used.
     """
-    known = linear_layers(model)
+    used = {candidate.name for candidate in model.candidates()}
+    known = [layer for layer in linear_layers(model) if layer.weight in used]
     if named is None:
-        return [layer for layer in known if layer.alone and tower_of(layer.weight) in method.towers]
+        alone = [layer for layer in known if layer.alone and tower_of(layer.weight) in method.towers]
+        if not alone:
+            raise InputError(f"no layer of {' or '.join(method.towers)} is passed by nothing; name a layer")
+        return alone
     if named not in model.parameters:
         raise InputError(f"the model has no weight {named!r} to fold an erasure into")
     found = [layer for layer in known if layer.weight == named]

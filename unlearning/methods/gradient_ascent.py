@@ -2,22 +2,27 @@
 
     step     w <- AdamW(w, -grad of the forget loss of a forget batch)
 
-The forget loss is SLUG's, mean of 1 - cos: what the paper's comparison ascends too.  Nothing holds
-the rest of the model in place but the early stop of `training`.
+The forget loss of a CLIP model is SLUG's, mean of 1 - cos: what the paper's comparison ascends too.  Models
+of other families ascend what their request's forget gradient does, over the whole forget set in each step.
+Nothing holds the rest of the model in place but the early stop of `training`.
 """
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from contracts.canonical import from_plain
 from contracts.values import Method
-from unlearning.attempts import check_profile, unprofiled
-from unlearning.families.clip import ClipModel
+from unlearning.attempts import check_profile, trainable, unprofiled
+from unlearning.families import ANY, Editable, Progress, Request
 from unlearning.objectives import forget_loss
-from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
+from unlearning.request import Outcome, Profile, UnlearnInputs
 from unlearning.training import Batches, Budget, train
+
+FAMILIES = ANY
 
 
 @dataclass(frozen=True)
@@ -25,14 +30,12 @@ class Options(Budget):
     """The training budget, nothing else."""
 
 
-def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: Progress) -> Profile:
+def profile(model: Editable, inputs: Request, method: Method, progress: Progress) -> Profile:
     """No layer is scored."""
     return unprofiled(inputs)
 
 
-def edit(
-    model: ClipModel, inputs: UnlearnInputs, method: Method, profile: Profile, progress: Progress
-) -> Outcome:
+def edit(model: Any, inputs: Request, method: Method, profile: Profile, progress: Progress) -> Outcome:
     """Train with every learning rate, choose, and edit the model in place; step size: see `train`.
 
     Raises:
@@ -41,10 +44,30 @@ def edit(
     """
     check_profile(profile, inputs)
     options = from_plain(Options, method.options)
-    batches = partial(Batches, model, inputs, options.batch)
-    return train(model, inputs, method, options, batches, _loss, profile, progress)
+    if isinstance(inputs, UnlearnInputs):
+        batches = partial(Batches, model, inputs, options.batch)
+        return train(model, inputs, method, options, batches, _loss, profile, progress)
+    whole = partial(_Whole, model, inputs, method, trainable(model, method.towers))
+    return train(model, inputs, method, options, whole, _Whole.loss, profile, progress)
 
 
 def _loss(batches: Batches) -> Tensor:
     pairs = batches.forget()
     return -forget_loss(pairs.image, pairs.text)
+
+
+@dataclass(frozen=True, eq=False)
+class _Whole:
+    """The whole forget set, at the weights of the moment."""
+
+    model: Editable
+    request: Request
+    method: Method
+    names: tuple[str, ...]
+
+    def loss(self) -> Tensor:
+        """A scalar whose gradient is minus the forget gradient: weights times it, taken as a constant."""
+        gradient = self.request.forget_gradient(
+            self.model, self.request.targets, self.names, self.method.micro_batch
+        )
+        return -torch.stack([(self.model.parameters[n] * g).sum() for n, g in gradient.items()]).sum()

@@ -13,9 +13,12 @@ from contracts.errors import InputError, ModelError
 from contracts.values import Method
 from tests.unlearning import restoration_trained
 from tests.unlearning.conftest import Task
-from unlearning import families, methods
+from tests.unlearning.families import vlm_tiny
+from unlearning import attempts, families, methods
 from unlearning.families.clip import ClipModel
 from unlearning.families.config import family_of
+from unlearning.families.vlm import VlmModel
+from unlearning.families.vlm_request import VlmRequest
 from unlearning.inplace import edited
 
 
@@ -30,7 +33,7 @@ class Case:
     target: int
 
 
-CASES = ("clip-vit", "clip-rn", "restoration")
+CASES = ("clip-vit", "clip-rn", "restoration", "vlm-vit", "vlm-rn")
 
 
 @pytest.fixture(params=CASES)
@@ -39,7 +42,12 @@ def case(
     make_model: Callable[..., ClipModel],
     _trained: dict[str, dict[str, torch.Tensor]],
     task: Task,
+    taught: Callable[[str], VlmModel],
 ) -> Case:
+    if request.param.startswith("vlm"):
+        kind = request.param.removeprefix("vlm-")
+        method = replace(task.method, towers=("vision",), forget_at=1)
+        return Case("vlm", lambda: taught(kind), VlmRequest(task.inputs(3), vlm_tiny.TASK), method, 3)
     if request.param == "restoration":
         sets = restoration_trained.sets()
         return Case("restoration", restoration_trained.trained, sets.request(), restoration_trained.METHOD, 0)
@@ -75,19 +83,24 @@ def test_what_is_saved_is_loaded_bit_for_bit(case: Case, tmp_path: Path) -> None
     assert all(torch.equal(again.net.state_dict()[n], tensor) for n, tensor in weights(model).items())
 
 
-@pytest.mark.parametrize("name", ["slug", "slug-preconditioned"])
+ASCENT = {"learning_rates": [1e-3], "steps": 3, "batch": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("slug", {}), ("slug-preconditioned", {}), ("gradient-ascent", ASCENT)]
+)
 def test_the_same_request_changes_the_planned_tensors_alone_and_to_the_same_bits(
-    case: Case, name: str
+    case: Case, name: str, options: dict[str, Any]
 ) -> None:
     found = []
     for _ in range(2):
         model = case.model()
         before = weights(model)
-        outcome = methods.unlearn(model, case.request, replace(case.method, name=name))
+        outcome = methods.unlearn(model, case.request, replace(case.method, name=name, options=options))
         after = weights(model)
         changed = {n for n in before if not torch.equal(before[n], after[n])}
         assert changed == {edit.layer for edit in outcome.edits}
-        assert changed <= {candidate.name for candidate in model.candidates()}
+        assert changed <= set(attempts.trainable(model, case.method.towers))  # biases beside weights
         found.append(after)
     assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
 
@@ -155,5 +168,5 @@ def test_an_unknown_field_of_a_method_is_refused(case: Case) -> None:
 
 
 def test_an_unknown_family_is_refused() -> None:
-    with pytest.raises(ModelError, match="unknown model family 'audio'; there are clip, restoration"):
+    with pytest.raises(ModelError, match="unknown model family 'audio'; there are clip, restoration, vlm"):
         families.module("audio")

@@ -1,0 +1,169 @@
+"""Forgetting a name: methods on the vision-language model.  `python -m bench.vlm --json`
+
+Names are drawn by seed from the vocabulary, never picked: each is forgotten by itself, from the same base
+model, and judged by the gates of slugline.yaml on the holdout hands.  Methods differ in where the gradient
+comes from; how far they go is decided by answers for all of them.
+
+    ..., clip       gradients of the matching CLIP model's losses, as in the paper (arXiv 2407.11867, 4.3)
+    ..., answers    gradients of the answers' likelihood
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import numpy as np
+
+from bench.provenance import provenance
+from bench.requests import linked_sets, plan_for
+from contracts.canonical import from_plain
+from contracts.errors import InputError, SluglineError
+from contracts.values import Measurements, Method
+from gates.runner import run_suite
+from gates.suite import load_suite
+from tasks.families import vlm
+from tasks.families.clip_inputs import read_classes
+from tasks.house import Rules, repository, rules
+from unlearning import methods
+from unlearning.determinism import deterministic
+from unlearning.families.vlm import VlmModel
+from unlearning.families.vlm_request import Objective
+
+MODEL = "data/models/vlm"
+RULES = "emoji-vlm"
+# Label -> what gradients are of, and what replaces the house's method.
+VARIANTS: Mapping[str, tuple[Objective, Mapping[str, Any]]] = {
+    "slug, clip": ("clip", {"name": "slug"}),
+    "slug, answers": ("answers", {"name": "slug"}),
+    "slug-preconditioned, clip": ("clip", {"name": "slug-preconditioned"}),
+    "slug-preconditioned, answers": ("answers", {"name": "slug-preconditioned"}),
+    "gradient ascent": ("answers", {"name": "gradient-ascent", "options": {"steps": 20}}),
+}
+
+
+def main() -> None:
+    """Measure every method and print a table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", type=Path, help=f"model folder  [default: {MODEL}]")
+    parser.add_argument("--concepts", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--methods", default="", help="labels, separated by semicolons; all if not given")
+    parser.add_argument("--forget-at", type=int, help="instead of the house's")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    picked = [label.strip() for label in options.methods.split(";") if label.strip()] or list(VARIANTS)
+    unknown = [label for label in picked if label not in VARIANTS]
+    if unknown:
+        raise InputError(f"unknown method {unknown[0]!r}; there are {'; '.join(VARIANTS)}")
+    folder = options.model or repository() / MODEL
+    told = {} if options.forget_at is None else {"forget_at": options.forget_at}
+    rows = []
+    for row in compare(folder, options.concepts, options.seed, picked, options.threads, told):
+        print(line(row), file=sys.stderr)
+        rows.append(row)
+    for label in picked:
+        print(summary(label, [row for row in rows if row["method"] == label]), file=sys.stderr)
+    if options.json:
+        print(json.dumps({"provenance": provenance("bench.vlm"), "rows": rows}, indent=2))
+
+
+def compare(
+    folder: Path, count: int, seed: int, picked: list[str], threads: int, told: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """A row for every concept and method; `told` replaces parts of the house's method for all of them.
+
+    Raises:
+        SluglineError: a set or the model is unusable.
+    """
+    repo = repository()
+    house = rules(repo, RULES, "object")
+    with linked_sets(repo, house) as sets:
+        known = sorted(read_classes(sets, "object").known)
+        chosen = np.random.default_rng(seed).choice(known, min(count, len(known)), replace=False).tolist()
+        original = VlmModel.load(folder)
+        for concept in chosen:
+            for label in picked:
+                row = forget(repo, house, concept, label, sets, folder, original, threads, told)
+                yield {"concept": concept, "method": label, **row}
+
+
+def forget(
+    repo: Path,
+    house: Rules,
+    concept: str,
+    label: str,
+    sets: Path,
+    folder: Path,
+    original: VlmModel,
+    threads: int,
+    told: Mapping[str, Any],
+) -> dict[str, Any]:
+    """One concept by one method: verdict, gates that were missed, headline figures, and what it took."""
+    objective, changes = VARIANTS[label]
+    method = from_plain(Method, {**house.method, "options": {}, **told, **changes})
+    plan = plan_for(repo, house, "object", (concept,), method, threads)
+    with deterministic(plan.seed, plan.threads):
+        edited = VlmModel.load(folder)
+        request = replace(vlm.request(plan, sets, edited), objective=objective)
+        began = process_time()
+        outcome = methods.unlearn(edited, request, plan.method)
+        spent = process_time() - began
+        figures = vlm.measured(plan, sets, original, edited, {"vision"}).figures
+    verdict = run_suite(load_suite(repo / house.gates), figures).verdict
+    return {
+        "verdict": verdict.decision,
+        "missed": [gate.gate for gate in verdict.gates if gate.result != "passed"],
+        "reached_target": outcome.reached_target,
+        "layers": [edit.layer for edit in outcome.edits],
+        "cpu_seconds": round(spent, 1),
+        **headline(figures),
+    }
+
+
+def headline(figures: Measurements) -> dict[str, float]:
+    """Rates before and after, in 0..1."""
+    return {
+        f"{name}_{state}": round(figures.rates[f"{name}.{state}"].estimate, 4)
+        for name in ("forget.named", "retain.named", "neighbours.named", "cross.count", "cross.colour")
+        for state in ("before", "after")
+        if f"{name}.{state}" in figures.rates
+    }
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row for people."""
+    told = "  ".join(
+        f"{name.removesuffix('_after')} {row[name.replace('_after', '_before')]:.1%} -> {row[name]:.1%}"
+        for name in row
+        if name.endswith("_after")
+    )
+    return (
+        f"{row['concept']} {row['method']:<30} {row['verdict']:<22} {told}  "
+        f"{len(row['layers'])} tensors ({row['layers'][0]}), {row['cpu_seconds']} CPU s"
+    )
+
+
+def summary(label: str, rows: list[dict[str, Any]]) -> str:
+    """Verdicts of a method, and medians."""
+    lost = statistics.median(row["retain.named_before"] - row["retain.named_after"] for row in rows)
+    left = statistics.median(row["forget.named_after"] for row in rows)
+    spent = statistics.median(row["cpu_seconds"] for row in rows)
+    return (
+        f"{label:<30} {dict(Counter(row['verdict'] for row in rows))}, median: still named {left:.1%}, "
+        f"names lost {100 * lost:.1f} points, {spent:.0f} CPU s"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SluglineError as error:
+        sys.exit(f"bench.vlm: {error}")

@@ -1,0 +1,139 @@
+"""A request to a vision-language model, from door to door."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from contracts.errors import InputError, SetError
+from data.layout import concept_id, read_items
+from data.reader import load_images
+from evidence.schema import read_statement
+from evidence.strict_json import parse
+from evidence.verify import verify
+from flows.unlearn import unlearn
+from intake.workspace import Workspace
+from tasks.families import family_tasks, load
+from tasks.models import import_model
+from tasks.requests import take_in
+from tasks.stores import open_registry
+from tests.vlm_world import MODEL, make
+from tests.world import FORGET, SEEN, TARGET, UNSEEN, Done, World, work_in
+from unlearning.naming import Names
+
+
+@pytest.fixture(scope="module")
+def answering(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("answering")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_SITE_CACHE_DIR", str(folder / "dvc-site"))
+        return make(world, folder)
+
+
+@pytest.fixture(scope="module")
+def answered(answering: World, tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Done:
+    home = tmp_path_factory.mktemp("answered") / "home"
+    with pytest.MonkeyPatch.context() as patch:
+        work_in(patch, answering, home)
+        import_model(Workspace.open(), answering.model, MODEL)
+        request = take_in(Workspace.open(), MODEL, "object", FORGET)
+        return Done(home, request.id, unlearn(request.id))
+
+
+@pytest.fixture
+def workspace(answering: World, answered: Done, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
+    work_in(monkeypatch, answering, answered.home)
+    return Workspace.open()
+
+
+def test_the_result_tells_what_is_still_named(answered: Done) -> None:
+    result = answered.result
+    assert set(result["forget"]) == {"n", "named_before", "named_after", "named_after_upper95"}
+    assert set(result["retain"]) == {"n", "named_before", "named_after", "drop_upper95"}
+    assert {edit["tower"] for edit in result["edited"]} == {"vision"}
+    assert result["forget"]["named_after"] < result["forget"]["named_before"]
+
+
+def test_only_the_edited_tensor_differs(workspace: Workspace, answered: Done, tmp_path: Path) -> None:
+    registry = open_registry(workspace)
+    before, after = (
+        load_file(Path(registry.pull(MODEL, version, tmp_path / version).folder) / "weights.safetensors")
+        for version in ("1", answered.result["version"])
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {edit["layer"] for edit in answered.result["edited"]}
+
+
+def test_the_figures_are_those_of_the_models_answers(
+    answering: World, workspace: Workspace, answered: Done, tmp_path: Path
+) -> None:
+    held = read_items(answering.root / "sets/holdout")
+    held = held[held["object"] == concept_id(TARGET)]
+    images = load_images(answering.root / "sets/holdout", held, 32)
+    for version, state in (("1", "before"), (answered.result["version"], "after")):
+        handle = open_registry(workspace).pull(MODEL, version, tmp_path / version)
+        model = load("vlm", Path(handle.folder))
+        said = model.answers(images, ["what is this?"] * len(images))
+        rate = Names([*SEEN, *UNSEEN]).rate(said, [SEEN.index(TARGET)] * len(said))
+        assert answered.result["forget"][f"named_{state}"] == pytest.approx(rate)
+
+
+def test_certificate_and_recheck_say_what_the_run_said(
+    answering: World, workspace: Workspace, answered: Done, tmp_path: Path
+) -> None:
+    handle = open_registry(workspace).pull(MODEL, answered.result["version"], tmp_path / "model")
+    certificate = Path(answered.result["certificate"])
+    assert verify(certificate, model_folder=Path(handle.folder)).ok
+    predicate = read_statement(parse(certificate.read_bytes()))
+    names = set(predicate.measurements.rates)
+    assert {"control.named.after", "cross.count.before", "cross.colour.after"} <= names
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "holdout").symlink_to(answering.root / "sets/holdout")
+    (folder / "labels").symlink_to(answering.root / "labels")
+    found = family_tasks("vlm").forgotten(predicate.plan, folder, load("vlm", Path(handle.folder))).rates
+    assert found == {"forget.named.after": predicate.measurements.rates["forget.named.after"]}
+
+
+def test_the_report_shows_what_both_models_said(answered: Done) -> None:
+    page = Path(answered.result["report"])
+    text = page.read_text()
+    assert text.count("before: a ") >= 4
+    assert "named, of the forgotten concepts" in text
+    assert "colour told, of what is kept" in text
+    assert "comparisons" not in json.loads(page.with_name("report.json").read_text())
+
+
+def test_a_control_that_nobody_knows_is_never_named(workspace: Workspace, answered: Done) -> None:
+    predicate = read_statement(parse(Path(answered.result["certificate"]).read_bytes()))
+    rates = predicate.measurements.rates
+    assert rates["control.named.before"].estimate == rates["control.named.after"].estimate == 0.0
+    assert rates["control.named.after"].n == 2 * 2 * 8  # two names, two drawings, eight views
+    assert np.isfinite(rates["forget.named.after"].upper95)
+
+
+@pytest.mark.parametrize(
+    ("method", "problem"),
+    [
+        ({"name": "uce"}, "uce edits models of family clip"),
+        ({"name": "slug", "towers": ["text"]}, "towers must be of vision"),
+    ],
+)
+def test_what_cannot_be_edited_is_refused_at_the_door(
+    answering: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, object], problem: str
+) -> None:
+    work_in(monkeypatch, answering, tmp_path / "home")
+    with pytest.raises(InputError, match=problem):
+        take_in(Workspace.open(), MODEL, "object", FORGET, options={"method": method})
+
+
+def test_a_hand_is_no_name(answering: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work_in(monkeypatch, answering, tmp_path / "home")
+    import_model(Workspace.open(), answering.model, MODEL)
+    request = take_in(Workspace.open(), MODEL, "style", FORGET)
+    with pytest.raises(SetError, match="not for its style"):
+        unlearn(request.id)

@@ -1,0 +1,336 @@
+"""The vision-language family: LLaVA-shaped models, a CLIP vision tower read by a Llama.
+
+A model folder holds `weights.safetensors`, `config.json` (see `vlm_config`), `decoder-tokenizer.json`
+and, with a text tower, its vocabulary where it is not open_clip's own.  Names of weights:
+
+    visual.*, and those of the text tower   the CLIP model, as in a CLIP model folder
+    projector.*                             features of the tower to image tokens
+    decoder.*                               the language model
+
+What is edited is the vision tower.  Its CLIP (`VlmModel.clip`) is a `ClipModel` over the same tensors,
+so every method for CLIP models runs on it; only what feeds the layer that the language model reads is a
+candidate.  The model is always in `eval()` mode; the tower is in fp32.
+
+Shapes: N images, H x W pixels, T image tokens, C channels, W decoder width.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from contracts.canonical import file_sha256
+from contracts.errors import InputError, ModelError
+from contracts.values import Tower
+from unlearning.families import CandidateLayer, clip_config, clip_stages
+from unlearning.families.clip import Images
+from unlearning.families.clip_stages import Batch, StagedTower
+from unlearning.families.config import (
+    CONFIG,
+    HALVES,
+    WEIGHTS,
+    check_weights,
+    read_config,
+    read_weights,
+)
+from unlearning.families.vlm_config import FAMILY, ClipPart, VlmConfig, parse
+from unlearning.families.vlm_decoder import (
+    MAX_NEW_TOKENS,
+    Chat,
+    Forced,
+    Projector,
+    build_decoder,
+    embedded,
+    expected_weights,
+    greedy,
+    materialise,
+)
+from unlearning.families.vlm_reader import ReadClip, VisionOnly, feature_reader
+
+TOWERS: tuple[Tower, ...] = ("vision",)
+TOKENIZER = "decoder-tokenizer.json"
+PARTS = ("projector.", "decoder.")
+
+
+class VlmModel:
+    """A vision-language model: load and save, answer questions, name the weights a method may edit.
+
+    Args:
+        config: content of `config.json`.
+        weights: by name as in a model folder, in fp32; the decoder's may be in half precision.
+        files: content of the tokenizer file and of the text tower's vocabulary, by file name.
+        device: where the weights live.
+
+    Raises:
+        ModelError: configuration and weights do not make a finite model of this family.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        files: Mapping[str, bytes],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self.files = dict(files)
+        cfg = parse(config)
+        if TOKENIZER not in files:
+            raise ModelError(f"{TOKENIZER} is missing")
+        self.chat = Chat(files[TOKENIZER], cfg.chat, cfg.decoder)
+        self._preprocess = clip_config.Preprocess.from_config(config["clip"])
+        own = {name: w for name, w in weights.items() if not name.startswith(PARTS)}
+        self._clip, self.net = self._towers(cfg, own)
+        visual: Any = self.net.visual
+        self._tower = (
+            clip_stages.vision_tower(visual, self.preprocess)
+            if self._clip is None
+            else self._clip.staged("vision")
+        )
+        self.reader = feature_reader(visual, self._tower, cfg.reads)
+        if self._clip is not None:
+            self._clip.reader = self.reader
+        self.projector, self.decoder = _language_parts(cfg, self.reader.width, weights)
+        for name, part in (("projector", self.projector), ("decoder", self.decoder)):
+            self.net.add_module(name, part.to(self.device).eval().requires_grad_(False))
+        self._end = cfg.decoder.eos_token_id
+        self.parameters: dict[str, nn.Parameter] = dict(self.net.named_parameters())
+
+    def _towers(self, cfg: VlmConfig, weights: Mapping[str, Tensor]) -> tuple[ReadClip | None, Any]:
+        """The CLIP model, if the folder holds a whole one, and the network that has the vision tower."""
+        if cfg.clip.tokenizer is not None:
+            whole = {"schema": 1, "family": clip_config.FAMILY, **dict(self.config["clip"])}
+            name = clip_config.vocabulary_file(whole)
+            vocabulary = None if name is None else self.files.get(name)
+            clip = ReadClip(whole, weights, vocabulary, self.device)
+            return clip, clip.net
+        net = VisionOnly(cfg.clip.model_cfg)
+        check_weights(net.state_dict(), weights)
+        net.load_state_dict(weights)
+        return None, net.to(self.device).eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu", keep_half: bool = False) -> "VlmModel":
+        """Read a model folder; its digests are the registry's business and not checked here.
+
+        Args:
+            folder: the model folder.
+            device: where the weights live.
+            keep_half: leave the decoder, which is never edited, in the half precision that the file holds.
+
+        Raises:
+            ModelError: a file is missing or unreadable, the family is another one, or the weights do not
+                fit the configuration or are not finite (the message names the tensor).
+        """
+        config = read_config(folder / CONFIG, FAMILY)
+        cfg = parse(config)
+        weights = read_weights(folder, as_stored="decoder." if keep_half else None)
+        files = {}
+        for name in file_names(cfg.clip, config):
+            try:
+                files[name] = (folder / name).read_bytes()
+            except OSError:
+                raise ModelError(f"{name} is missing") from None
+        return cls(config, weights, files, device)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, **options: Any) -> "VlmModel":
+        """Import a `from_pretrained` folder; see `unlearning.families.vlm_llava.read_pretrained`.
+
+        Raises:
+            ModelError: see there.
+        """
+        from unlearning.families.vlm_llava import read_pretrained
+
+        return cls(*read_pretrained(folder, **options))
+
+    def save(self, folder: Path, dtype: torch.dtype | None = torch.float32) -> dict[str, str]:
+        """Write the model folder, without a manifest; loading it gives bit-equal weights.
+
+        Args:
+            folder: made if need be; files of the same names are replaced.
+            dtype: of the stored weights, None for the one that each has.  fp16 halves the file, and
+                loading gives the rounded weights.
+
+        Returns:
+            sha256 by file name.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+            for name, tensor in self.state().items()
+        }
+        save_file(state, folder / WEIGHTS)
+        text = json.dumps(self.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+        return {name: file_sha256(folder / name) for name in (WEIGHTS, CONFIG, *self.files)}
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor of the model folder by name: weights, and the running statistics of a ResNet."""
+        return {
+            **{n: w for n, w in self.net.state_dict().items() if not n.startswith("decoder.")},
+            **{f"decoder.{n}": w for n, w in expected_weights(self.decoder).items()},
+        }
+
+    @property
+    def family(self) -> str:
+        """`vlm`."""
+        return FAMILY
+
+    @property
+    def clip(self) -> ReadClip:
+        """The CLIP model whose vision tower is read; what is edited there is edited here.
+
+        Raises:
+            ModelError: the folder holds the vision tower alone.
+        """
+        if self._clip is None:
+            raise ModelError(
+                "the model has no CLIP text tower: give its CLIP model, or take gradients from answers"
+            )
+        return self._clip
+
+    @property
+    def has_clip(self) -> bool:
+        """Whether the vision tower's CLIP model is there."""
+        return self._clip is not None
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the square images that the model takes."""
+        return self._preprocess.size
+
+    def candidates(self) -> tuple[CandidateLayer, ...]:
+        """Every weight a method may edit: of the vision tower, feeding the layer that is read."""
+        return self.reader.candidates(self.parameters)
+
+    def staged(self, tower: Tower) -> StagedTower:
+        """The vision tower as a sequence of stages (`clip_stages`).
+
+        Raises:
+            ModelError: another tower is asked for.
+        """
+        if tower != "vision":
+            raise ModelError(f"a vision-language model is edited in its vision tower, not in {tower!r}")
+        return self._tower
+
+    def preprocess(self, images: Images) -> Tensor:
+        """uint8 images (N, H, W, 3) to model input (N, 3, S, S) on the model's device.
+
+        Raises:
+            InputError: the array has another shape or type.
+        """
+        batch = torch.as_tensor(images)
+        if batch.ndim != 4 or batch.shape[-1] != 3 or batch.dtype != torch.uint8:
+            raise InputError(f"images must be uint8 (N, H, W, 3), got {batch.dtype} {tuple(batch.shape)}")
+        return self._preprocess(batch, self.device)
+
+    def image_batches(self, images: Images) -> list[Batch]:
+        """uint8 images (N, H, W, 3) as they enter the first vision stage."""
+        batch = torch.as_tensor(images)
+        return [Batch(torch.arange(len(batch)), batch)]
+
+    def features(self, images: Images, micro_batch: int = 64) -> Tensor:
+        """(N, T, C) what the projector reads of uint8 images (N, H, W, 3), N >= 1; differentiable."""
+        return self.reader.features(self.image_batches(images), 0, len(images), micro_batch)
+
+    def answers(
+        self,
+        images: Images,
+        questions: Sequence[str],
+        micro_batch: int = 64,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> list[str]:
+        """The model's answer to one question about each image, decoded greedily.
+
+        Raises:
+            InputError: there are no images, or not as many questions.
+        """
+        with torch.no_grad():
+            return self.answers_to(self.features(images, micro_batch), questions, micro_batch, max_new_tokens)
+
+    @torch.no_grad()
+    def answers_to(
+        self,
+        features: Tensor,
+        questions: Sequence[str],
+        micro_batch: int = 64,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> list[str]:
+        """Answers to one question about each of N images, by their features (N, T, C).
+
+        Rows whose prompts are equally long run together, so nothing is padded.
+
+        Raises:
+            InputError: there are no images, or not as many questions.
+        """
+        if not len(features) or len(features) != len(questions):
+            raise InputError(f"{len(features)} images and {len(questions)} questions do not make a task")
+        prompts = [self.chat.prompt(question) for question in questions]
+        answers = [""] * len(prompts)
+        for length in sorted({len(prompt) for prompt in prompts}):
+            own = torch.tensor([i for i, prompt in enumerate(prompts) if len(prompt) == length])
+            for rows in torch.split(own, micro_batch):
+                ids = torch.tensor([prompts[i] for i in rows], device=self.device)
+                tokens = self.projector(features[rows.to(features.device)])
+                inputs = embedded(self.decoder, ids, self.chat.image_token, tokens)
+                said = greedy(self.decoder, inputs, self._end, max_new_tokens)
+                for row, answer in zip(rows.tolist(), said.tolist(), strict=True):
+                    answers[row] = self.chat.text(answer)
+        return answers
+
+    def forced(self, features: Tensor, asked: Sequence[tuple[list[int], list[bool]]]) -> Forced:
+        """The logits before every token that counts, when the answers are given; differentiable.
+
+        Args:
+            features: (N, T, C) of the images.
+            asked: token ids and what counts, as `Chat.answered` gives them, for each image.
+        """
+        longest = max(len(ids) for ids, _ in asked)
+        # Padding comes last, where a causal model's answers cannot see it.
+        ids = torch.tensor([own + [0] * (longest - len(own)) for own, _ in asked], device=self.device)
+        counts = torch.tensor([own + [False] * (longest - len(own)) for _, own in asked], device=self.device)
+        inputs = embedded(self.decoder, ids, self.chat.image_token, self.projector(features))
+        states = self.decoder.model(inputs_embeds=inputs).last_hidden_state
+        # Answers come after the image: what stands before token i stands T - 1 places further on here.
+        wanted = counts[:, 1:]
+        before = states[:, features.shape[1] - 1 : -1][wanted]
+        return Forced(self.decoder.lm_head(before).float(), ids[:, 1:][wanted], wanted.nonzero()[:, 0])
+
+
+def file_names(clip: ClipPart, config: Mapping[str, Any]) -> list[str]:
+    """The files of a model folder beside weights and configuration."""
+    vocabulary = None if clip.tokenizer is None else clip_config.vocabulary_file(config["clip"])
+    return [TOKENIZER] if vocabulary is None else [TOKENIZER, vocabulary]
+
+
+def _language_parts(cfg: VlmConfig, width: int, weights: Mapping[str, Tensor]) -> tuple[Projector, Any]:
+    """Projector and decoder with their weights.
+
+    Raises:
+        ModelError: a weight is missing, mis-shaped, mis-typed or not finite.
+    """
+    with torch.device("meta"):
+        projector = Projector(width, cfg.decoder.hidden_size, cfg.projector)
+    decoder = build_decoder(cfg.decoder)
+    own: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
+    for name, weight in weights.items():
+        for part in PARTS:
+            if name.startswith(part):
+                own[part][name.removeprefix(part)] = weight
+    dtype = next((w.dtype for w in own["decoder."].values() if w.dtype in HALVES), torch.float32)
+    check_weights(projector.state_dict(), own["projector."])
+    check_weights(expected_weights(decoder.to(dtype)), own["decoder."])
+    # A module must own its weights: an edit of one model must not reach another one.
+    projector.load_state_dict({n: w.clone() for n, w in own["projector."].items()}, assign=True)
+    return projector, materialise(decoder, {n: w.clone() for n, w in own["decoder."].items()})
+
+
+load = VlmModel.load

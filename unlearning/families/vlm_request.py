@@ -1,0 +1,301 @@
+"""What a vision-language model is asked to forget: names, which no answer about the targets' images may hold.
+
+    forget objective   of "answers": mean negative log-likelihood of the names' tokens (`vlm_answers`);
+                       of "clip", the paper's (arXiv 2407.11867, section 4.3): the cosine loss of the CLIP
+                       model whose vision tower is read
+    retain objective   the same of retained items; of "clip" the contrastive loss
+    search split       an item is *known* while the answer about its image, decoded greedily, contains
+                       its name (`unlearning.naming`); with `forget_at` above 1 also while each token of
+                       the name is among the `forget_at` likeliest, all text before it given
+
+Whichever gradients are taken, answers say how far to go.
+
+Shapes: n images asked for, N images of the split, T image tokens, C channels.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from contracts.errors import InputError, ModelError
+from contracts.values import Method, Tower
+from unlearning.accumulation import Gradients
+from unlearning.families import Forgetting, Progress, deciding_margin
+from unlearning.families.clip_stages import Batch
+from unlearning.families.vlm import VlmModel
+from unlearning.families.vlm_answers import answer_gradient, name_loss
+from unlearning.families.vlm_decoder import AnswerTask
+from unlearning.moment_sums import Moments
+from unlearning.moments_collector import Collector
+from unlearning.naming import NAMED, Names
+from unlearning.request import UnlearnInputs
+from unlearning.retain_statistics import Wanted
+
+Objective = Literal["answers", "clip"]
+
+# Sign of a margin whose size is unknown: far below any logit difference that means something.
+SURE = 1e-6
+# Parts of the items to keep, after each of which it is asked whether a layer can still be the best.
+LOOKS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class VlmRequest:
+    """The sets of one request to a vision-language model, in memory.
+
+    Attributes:
+        inputs: images, captions and labels of forget, retain and search set, and the names of classes.
+        task: the question whose answers must not hold the names.
+        objective: what gradients are of, see above; "clip" needs a model that has its CLIP.
+    """
+
+    inputs: UnlearnInputs
+    task: AnswerTask = field(default_factory=AnswerTask)
+    objective: Objective = "answers"
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """See `UnlearnInputs`."""
+        return self.inputs.class_ids
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """See `UnlearnInputs`."""
+        return self.inputs.targets
+
+    @property
+    def seed(self) -> int:
+        """See `UnlearnInputs`."""
+        return self.inputs.seed
+
+    @cached_property
+    def _retained(self) -> tuple[list[int], list[str]]:
+        """The retain items whose caption holds a name, and the first one that it holds.
+
+        Raises:
+            InputError: none does.
+        """
+        known = Names(self.inputs.class_names)
+        found = [known.found(caption) for caption in self.inputs.retain_captions]
+        rows = [i for i, own in enumerate(found) if own]
+        if not rows:
+            raise InputError(f"none of {len(found)} retain captions holds the name of a class")
+        return rows, [self.inputs.class_names[found[i][0]] for i in rows]
+
+    def forget_gradient(
+        self, model: VlmModel, targets: Sequence[int], layers: Sequence[str], micro_batch: int
+    ) -> Gradients:
+        """Gradient of the forget objective over the targets' forget items.
+
+        Raises:
+            ModelError: a gradient is not finite (the message names the tensor), or there is no CLIP.
+        """
+        if self.objective == "clip":
+            return self.inputs.forget_gradient(model.clip, targets, layers, micro_batch)
+        own = [i for i, label in enumerate(self.inputs.forget_labels.tolist()) if label in targets]
+        names = [self.inputs.class_names[self.inputs.forget_labels[i]] for i in own]
+        return answer_gradient(model, self.inputs.forget_images[own], names, layers, micro_batch, self.task)
+
+    def retain_gradient(
+        self, model: VlmModel, layers: Sequence[str], method: Method, progress: Progress
+    ) -> Gradients:
+        """Gradient of the retain objective over the retain set; of answers, the items whose captions name.
+
+        Raises:
+            InputError: no caption does.
+            ModelError: a gradient is not finite (the message names the tensor), or there is no CLIP.
+        """
+        if self.objective == "clip":
+            return self.inputs.retain_gradient(model.clip, layers, method, progress)
+        return self._answers_of_retained(model, layers, method, progress, None)
+
+    def retain_gradient_and_moments(
+        self,
+        model: VlmModel,
+        layers: Sequence[str],
+        method: Method,
+        *,
+        widest: int,
+        with_outputs: bool,
+        known: Wanted | None,
+        progress: Progress,
+    ) -> tuple[Gradients, dict[str, Moments]]:
+        """`retain_gradient`, and second moments of what passes the layers that are matrices.
+
+        Raises:
+            InputError: see `retain_gradient`.
+            ModelError: a gradient or a moment is not finite (the message names the tensor), or there is
+                no CLIP.
+        """
+        if self.objective == "clip":
+            return self.inputs.retain_gradient_and_moments(
+                model.clip,
+                layers,
+                method,
+                widest=widest,
+                with_outputs=with_outputs,
+                known=known,
+                progress=progress,
+            )
+        matrices = {name: w for name in layers if (w := model.parameters[name]).ndim > 1}
+        collector = Collector(matrices, len(self._retained[0]), widest, with_outputs)
+        gradient = self._answers_of_retained(model, layers, method, progress, collector)
+        collector.all_reduce()
+        sums = collector.sums()
+        return gradient, {layer: sums[layer].mean() for layer in sums}
+
+    def search_split(self, model: VlmModel, method: Method) -> "AnswerSplit":
+        """The search split at the model's present weights."""
+        return AnswerSplit(model, self.inputs, method, self.task)
+
+    def _answers_of_retained(
+        self,
+        model: VlmModel,
+        layers: Sequence[str],
+        method: Method,
+        progress: Progress,
+        collector: Collector | None,
+    ) -> Gradients:
+        rows, names = self._retained
+        return answer_gradient(
+            model,
+            self.inputs.retain_images[rows],
+            names,
+            layers,
+            method.micro_batch,
+            self.task,
+            watch=None if collector is None else collector.watch,
+            progress=lambda done, total: progress("retain gradient", done, total),
+        )
+
+
+class AnswerSplit:
+    """The search split as questions: how often answers contain the names, after each edit of the tower.
+
+    The margin of an item is that of its name's tokens in the given answer, and so continuous in the
+    weights; where decoding decides otherwise, for another wording, it is `SURE` with decoding's sign.
+    `score` of a `Forgetting` is here the likelihood of a token of the name, geometric mean over an item's
+    tokens, mean over items.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: VlmModel, inputs: UnlearnInputs, method: Method, task: AnswerTask) -> None:
+        self.model, self.method, self.task = model, method, task
+        self.labels, self.targets = torch.as_tensor(inputs.search_labels), torch.tensor(inputs.targets)
+        self.class_names, self.names = inputs.class_names, Names(inputs.class_names)
+        self.start = model.image_batches(inputs.search_images)
+        self.features = AnswerView(self, 0, self.start).features(torch.arange(len(self.labels)))
+        self.kept_rows = torch.nonzero(~torch.isin(self.labels, self.targets)).flatten()
+
+    def place(self, layer: str) -> tuple[Tower, int]:
+        """Tower of a weight, and the stage in it that uses the weight.
+
+        Raises:
+            ModelError: the weight is in no stage of the vision tower.
+        """
+        return "vision", self.model.staged("vision").stage_of(layer)
+
+    def view(self, stages: Mapping[Tower, int], before: "AnswerView | None" = None) -> "AnswerView":
+        """The split, ready for edits at or after the given stage of the vision tower.
+
+        Raises:
+            ModelError: no answer depends on that stage.
+        """
+        if "vision" not in stages:
+            return AnswerView(self, None, [])
+        stage = stages["vision"]
+        if stage >= self.model.reader.cut:
+            raise ModelError("a direction is in a layer behind the one that the language model reads")
+        start, done = self.start, 0
+        if before is not None and before.stage is not None:
+            start, done = before.entering, before.stage
+        with torch.no_grad():
+            entering = self.model.staged("vision").run(start, done, stage, self.method.micro_batch)
+        return AnswerView(self, stage, entering)
+
+    def rows_of(self, classes: Sequence[int]) -> Tensor:
+        """The images that show one of the classes, ascending."""
+        return torch.nonzero(torch.isin(self.labels, torch.tensor(classes))).flatten()
+
+
+class AnswerView:
+    """The questions from some stage on, or as the answers were where `stage` is None."""
+
+    def __init__(self, split: AnswerSplit, stage: int | None, entering: list[Batch]) -> None:
+        self._split, self.stage, self.entering = split, stage, entering
+
+    @torch.no_grad()
+    def features(self, rows: Tensor) -> Tensor:
+        """(n, T, C) what the projector reads of the images `rows` (n,), which must be ascending."""
+        split = self._split
+        if self.stage is None:
+            known: Tensor = split.features[rows.to(split.features.device)]
+            return known
+        keep = torch.zeros(len(split.labels), dtype=torch.bool)
+        keep[rows] = True
+        # There is one batch, of all rows in order: what is left of it is in the order of `rows`.
+        taken = [batch.take(keep[batch.rows]) for batch in self.entering]
+        batches = [Batch(torch.arange(len(rows)), batch.own) for batch in taken]
+        return split.model.reader.features(batches, self.stage, len(rows), split.method.micro_batch)
+
+    @torch.no_grad()
+    def forgetting(self, targets: Sequence[int], exact: bool = True) -> Forgetting | None:
+        """How well the targets are named now; None if a feature is not finite."""
+        split = self._split
+        rows = split.rows_of(targets)
+        features = self.features(rows)
+        if not bool(torch.isfinite(features).all()):
+            return None
+        labels = split.labels[rows]
+        depth, names = split.method.forget_at, [split.class_names[i] for i in labels]
+        parts = [
+            name_loss(split.model, features[part], [names[i] for i in part], split.task, depth)
+            for part in torch.split(torch.arange(len(rows)), split.method.micro_batch)
+        ]
+        loss = torch.cat([part.loss for part in parts]).cpu()
+        margins = torch.cat([part.margin for part in parts]).cpu().double()
+        named = self._named(features, rows)
+        # Deeper, a name that is not said may still be near at hand: then decoding does not acquit.
+        unsaid = margins.clamp(max=-SURE) if depth == 1 else margins
+        margins = torch.where(named, margins.clamp(min=SURE), unsaid)
+        own = {t: margins[labels == t] for t in targets}
+        return Forgetting(
+            rates={t: float((m >= 0).double().mean()) for t, m in own.items()},
+            rate=float((margins >= 0).double().mean()),
+            score=float((-loss.double()).exp().mean()),
+            margin=max(deciding_margin(m, split.method.forget_target) for m in own.values()),
+        )
+
+    @torch.no_grad()
+    def both(self, targets: Sequence[int]) -> tuple[Forgetting, float] | None:
+        """`forgetting(targets)` and the share of kept items that are named; None if not finite."""
+        known = self.forgetting(targets)
+        return None if known is None else (known, self.retained_rate_if(lambda rate: True) or 0.0)
+
+    @torch.no_grad()
+    def retained_rate_if(self, enough: Callable[[float], bool]) -> float | None:
+        """Share of kept items that are named; None if, before a part is asked, it cannot be `enough`."""
+        if not enough(1.0):
+            return None
+        kept, right = self._split.kept_rows, 0
+        left = n = len(kept)
+        for rows in torch.split(kept, -(-n // LOOKS)):
+            features = self.features(rows)
+            if not bool(torch.isfinite(features).all()):
+                return 0.0
+            right, left = right + int(self._named(features, rows).sum()), left - len(rows)
+            if left and not enough((right + left) / n):
+                return None
+        return right / n
+
+    def _named(self, features: Tensor, rows: Tensor) -> Tensor:
+        """(n,) bool: whether the answer about each image contains its name."""
+        split = self._split
+        questions = [split.task.question] * len(rows)
+        answers = split.model.answers_to(features, questions, split.method.micro_batch)
+        ranks = split.names.ranks(answers, split.labels[rows].tolist())
+        return torch.tensor(ranks) == NAMED
