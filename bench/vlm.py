@@ -42,8 +42,12 @@ RULES = "emoji-vlm"
 VARIANTS: Mapping[str, tuple[Objective, Mapping[str, Any]]] = {
     "slug, clip": ("clip", {"name": "slug"}),
     "slug, answers": ("answers", {"name": "slug"}),
-    "slug-preconditioned, clip": ("clip", {"name": "slug-preconditioned"}),
-    "slug-preconditioned, answers": ("answers", {"name": "slug-preconditioned"}),
+    "slug-preconditioned, clip": ("clip", {"name": "slug-preconditioned", "options": {"layers": 20}}),
+    "slug-preconditioned, answers": ("answers", {"name": "slug-preconditioned", "options": {"layers": 20}}),
+    "slug-preconditioned, answers, output factor": (
+        "answers",
+        {"name": "slug-preconditioned", "options": {"layers": 20, "output_epsilon": 0.1}},
+    ),
     "gradient ascent": ("answers", {"name": "gradient-ascent", "options": {"steps": 20}}),
 }
 

@@ -19,15 +19,23 @@ def models() -> None:
 @models.command("import")
 @click.option("--name", required=True, help="Name in the registry.")
 @click.option(
-    "--folder", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A model folder."
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A model folder, or a LLaVA folder of transformers.",
 )
-@click.option("--architecture", help="An open_clip architecture, for example ViT-B-32.")
+@click.option("--architecture", help="An open_clip architecture, for example ViT-B-32; promptir or adair.")
 @click.option(
     "--checkpoint",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Local .pt or .safetensors file of that architecture; nothing in it is unpickled.",
 )
 @click.option("--pretrained", help="An open_clip pretrained tag instead; open_clip fetches the file.")
+@click.option(
+    "--clip",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="With a LLaVA: model folder of the CLIP whose vision tower it has.",
+)
+@click.option("--question", help="With a LLaVA: what asks for a name.  [default: for a person's]")
 @click.option(
     "--receipt", type=click.Path(dir_okay=False, path_type=Path), help="Write digests to this JSON file."
 )
@@ -38,10 +46,12 @@ def import_(
     architecture: str | None,
     checkpoint: Path | None,
     pretrained: str | None,
+    clip: Path | None,
+    question: str | None,
     receipt: Path | None,
     as_json: bool,
 ) -> None:
-    """Register a base model: a model folder, or a published open_clip checkpoint.
+    """Register a base model: a model folder, or one as it is published.
 
     The first version of a model becomes its champion.  A checkpoint does not say which activation it was
     trained with: give the -quickgelu architecture for OpenAI's and LAION-400M's; a tag brings its own.
@@ -49,18 +59,26 @@ def import_(
     \b
     slugline models import --name clip --architecture ViT-B-32 --checkpoint laion2b_s34b_b79k.safetensors
     slugline models import --name clip --architecture ViT-B-32 --pretrained laion400m_e32
+    slugline models import --name restorer --architecture promptir --checkpoint promptir.ckpt
+    slugline models import --name llava --folder llava-1.5-7b-hf --question "What is this?"
     """
     if (folder is None) == (architecture is None) or (folder is not None and (checkpoint or pretrained)):
         raise InputError("give either --folder, or --architecture with --checkpoint or --pretrained")
     workspace = Workspace.open()
     # Only now: with it comes Prefect, which makes its own folder inside the workspace.
-    from tasks.models import convert_open_clip, import_model
+    from tasks.models import import_model
+    from tasks.published import convert_checkpoint, convert_llava, is_llava
 
     with workspace.run_folder("convert") as scratch:
         if architecture is not None:
             folder = scratch / "model"
-            convert_open_clip(architecture, checkpoint, pretrained, folder)
+            convert_checkpoint(architecture, checkpoint, pretrained, folder)
         assert folder is not None
+        if is_llava(folder):
+            convert_llava(folder, clip, question, scratch / "llava")
+            folder = scratch / "llava"
+        elif clip or question:
+            raise InputError(f"--clip and --question go with a LLaVA folder, {folder} is none")
         told, version = import_model(workspace, folder, name)
     if receipt is not None:
         receipt.write_text(json.dumps(to_plain(told), indent=2) + "\n", encoding="utf-8")

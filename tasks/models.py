@@ -27,19 +27,6 @@ class Receipt:
     manifest_sha256: str
 
 
-def convert_open_clip(
-    architecture: str, checkpoint: Path | None, pretrained: str | None, folder: Path
-) -> None:
-    """Write a published open_clip model as a model folder.
-
-    Raises:
-        ModelError: unknown architecture or tag, or a checkpoint that does not fit or would need unpickling.
-    """
-    from unlearning.families.clip import ClipModel
-
-    ClipModel.from_open_clip(architecture, checkpoint, pretrained).save(folder)
-
-
 def build_real_towers(workspace: Workspace, folder: Path | None) -> tuple[Path, dict[str, Any]]:
     """Build the second reference model from its packages, on the repository's own sets.
 
