@@ -43,10 +43,9 @@ class Cell:
     style: str
     seed: int
 
-    @property
-    def item(self) -> str:
-        """Opaque id of the picture."""
-        return "i-" + sha256(f"{self.object}:{self.style}:{self.seed}".encode()).hexdigest()[:16]
+    def item(self, axis: Axis) -> str:
+        """Opaque id of the picture as it is asked about on an axis: two questions are two items."""
+        return "i-" + sha256(f"{self.object}:{self.style}:{self.seed}:{axis}".encode()).hexdigest()[:16]
 
     @property
     def cluster(self) -> str:
@@ -97,7 +96,7 @@ def outcome_rows(
         ranks = classification_ranks(logits[own], torch.tensor(labels), TIES[group])
         rows += [
             {
-                "item": cells[i].item,
+                "item": cells[i].item(on),
                 "cluster": cells[i].cluster,
                 "group": group,
                 "concept": getattr(cells[i], on),

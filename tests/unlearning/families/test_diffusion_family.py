@@ -45,7 +45,9 @@ def shrunken(make_model: Make, kind: str) -> DiffusionModel:
     return diffusion(*clips, reads=READS[kind], **changes)
 
 
-def test_a_saved_model_comes_back_bit_for_bit_and_draws_the_same(whole: DiffusionModel, tmp_path: Path) -> None:
+def test_a_saved_model_comes_back_bit_for_bit_and_draws_the_same(
+    whole: DiffusionModel, tmp_path: Path
+) -> None:
     told = whole.save(tmp_path)
     loaded = DiffusionModel.load(tmp_path)
     assert set(told) == {path.name for path in tmp_path.iterdir()}
@@ -55,7 +57,9 @@ def test_a_saved_model_comes_back_bit_for_bit_and_draws_the_same(whole: Diffusio
     assert np.array_equal(draw(whole, TEXTS, [1, 2, 3]), draw(loaded, TEXTS, [1, 2, 3]))
 
 
-def test_half_precision_halves_the_file_and_is_read_back_as_rounded(whole: DiffusionModel, tmp_path: Path) -> None:
+def test_half_precision_halves_the_file_and_is_read_back_as_rounded(
+    whole: DiffusionModel, tmp_path: Path
+) -> None:
     whole.save(tmp_path / "fp32")
     whole.save(tmp_path / "fp16", torch.float16)
     sizes = [(tmp_path / kind / "weights.safetensors").stat().st_size for kind in ("fp16", "fp32")]
@@ -139,7 +143,11 @@ def test_candidates_are_the_weights_that_the_unet_is_told_of(make_model: Make, k
 def test_which_weights_are_behind_what_is_read(make_model: Make) -> None:
     found = {kind: {c.name for c in shrunken(make_model, kind).candidates()} for kind in READS}
     assert "clip.text_projection" not in set.union(*found.values())
-    for kind, last_block, last_norm in (("SD 1.5", True, True), ("SD 2.1", False, True), ("SDXL", False, False)):
+    for kind, last_block, last_norm in (
+        ("SD 1.5", True, True),
+        ("SD 2.1", False, True),
+        ("SDXL", False, False),
+    ):
         assert ("clip.transformer.resblocks.1.mlp.c_fc.weight" in found[kind]) == last_block
         assert ("clip.ln_final.weight" in found[kind]) == last_norm
     # The pooled feature of SDXL's second tower passes through all of it.
@@ -191,14 +199,18 @@ def test_a_text_tower_alone_tells_the_unet_the_same(make_model: Make, tmp_path: 
 
 def test_pictures_depend_on_prompt_and_seed_alone(whole: DiffusionModel) -> None:
     done: list[tuple[int, int]] = []
-    pictures = draw(whole, [*TEXTS, TEXTS[0]], [1, 1, 1, 2], micro_batch=3, progress=lambda a, b: done.append((a, b)))
+    pictures = draw(
+        whole, [*TEXTS, TEXTS[0]], [1, 1, 1, 2], micro_batch=3, progress=lambda a, b: done.append((a, b))
+    )
     assert pictures.shape == (4, 16, 16, 3)
     assert pictures.dtype == np.uint8
     assert done == [(3, 4), (4, 4)]
     again = draw(whole, [*TEXTS, TEXTS[0]], [1, 1, 1, 2], micro_batch=3)
     assert np.array_equal(pictures, again)
     # Alone or among others, up to the rounding of one grey level.
-    alone = np.concatenate([draw(whole, [t], [s]) for t, s in zip([*TEXTS, TEXTS[0]], [1, 1, 1, 2], strict=True)])
+    alone = np.concatenate(
+        [draw(whole, [t], [s]) for t, s in zip([*TEXTS, TEXTS[0]], [1, 1, 1, 2], strict=True)]
+    )
     assert np.abs(pictures.astype(int) - alone).max() <= 1
     assert not np.array_equal(pictures[0], pictures[3])
     assert not np.array_equal(pictures[0], pictures[2])

@@ -33,7 +33,9 @@ def layers_of(model: DiffusionModel) -> list[str]:
 
 
 @pytest.mark.parametrize("objective", ["neutral", "denoising"])
-def test_a_small_step_along_the_gradient_ascends_the_forget_loss(alone: DiffusionModel, objective: str) -> None:
+def test_a_small_step_along_the_gradient_ascends_the_forget_loss(
+    alone: DiffusionModel, objective: str
+) -> None:
     # Catches the sign trap: along the negative gradient the concept would be drawn better.
     goal = neutral(alone, NEUTRAL) if objective == "neutral" else None
     layers = [c.name for c in alone.candidates()]
@@ -55,7 +57,9 @@ def test_a_small_step_along_the_gradient_ascends_the_forget_loss(alone: Diffusio
 def test_the_neutral_loss_has_its_maximum_where_the_caption_is_the_neutral_one(alone: DiffusionModel) -> None:
     goal = neutral(alone, CAPTIONS)
     layers = layers_of(alone)[:2]
-    assert forget_loss(alone, IMAGES, CAPTIONS, goal, draws=DRAWS, micro_batch=5) == pytest.approx(0, abs=1e-12)
+    assert forget_loss(alone, IMAGES, CAPTIONS, goal, draws=DRAWS, micro_batch=5) == pytest.approx(
+        0, abs=1e-12
+    )
     grads = forget_gradient(alone, IMAGES, CAPTIONS, goal, layers, draws=DRAWS, micro_batch=5)
     assert all(float(grad.abs().max()) < 1e-6 for grad in grads.values())
     other = neutral(alone, NEUTRAL)
@@ -63,12 +67,16 @@ def test_the_neutral_loss_has_its_maximum_where_the_caption_is_the_neutral_one(a
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2])
-def test_gradients_and_moments_do_not_depend_on_the_micro_batch(alone: DiffusionModel, micro_batch: int) -> None:
+def test_gradients_and_moments_do_not_depend_on_the_micro_batch(
+    alone: DiffusionModel, micro_batch: int
+) -> None:
     layers, goal = layers_of(alone), neutral(alone, NEUTRAL)
     found = []
     for size in (5, micro_batch):
         forget = forget_gradient(alone, IMAGES, CAPTIONS, goal, layers, draws=DRAWS, micro_batch=size)
-        retain, sums = retain_gradient_and_sums(alone, IMAGES, CAPTIONS, layers, draws=DRAWS, micro_batch=size)
+        retain, sums = retain_gradient_and_sums(
+            alone, IMAGES, CAPTIONS, layers, draws=DRAWS, micro_batch=size
+        )
         found.append((forget, retain, sums))
     (f1, r1, s1), (f2, r2, s2) = found
     for layer in layers:
@@ -84,7 +92,8 @@ def test_gradients_are_autograds_and_leave_nothing_behind(alone: DiffusionModel)
     # Bug B1 of the published scripts: a second call must not contain the first one's gradient.
     layer = "clip.transformer.resblocks.0.mlp.c_fc.weight"
     one, other = (
-        forget_gradient(alone, IMAGES, CAPTIONS, None, [layer], draws=DRAWS, micro_batch=2)[layer] for _ in range(2)
+        forget_gradient(alone, IMAGES, CAPTIONS, None, [layer], draws=DRAWS, micro_batch=2)[layer]
+        for _ in range(2)
     )
     assert torch.equal(one, other)
     assert all(p.grad is None and not p.requires_grad for p in alone.parameters.values())
@@ -129,8 +138,8 @@ def test_what_makes_no_gradient_is_refused(alone: DiffusionModel) -> None:
         retain_gradient_and_sums(alone, IMAGES, ["a red square"] * 5, layers, draws=DRAWS, micro_batch=2)
     with pytest.raises(InputError, match="do not match"):
         forget_gradient(alone, IMAGES, CAPTIONS[:4], None, layers, draws=DRAWS, micro_batch=2)
+    goal = neutral(alone, NEUTRAL[:2])
     with pytest.raises(InputError, match="do not match"):
-        goal = neutral(alone, NEUTRAL[:2])
         forget_gradient(alone, IMAGES, CAPTIONS, goal, layers, draws=DRAWS, micro_batch=2)
     with pytest.raises(ModelError, match="no weight"):
         forget_gradient(alone, IMAGES, CAPTIONS, None, ["clip.nothing"], draws=DRAWS, micro_batch=2)

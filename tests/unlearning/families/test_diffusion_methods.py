@@ -114,7 +114,9 @@ def test_margins_count_what_may_stay() -> None:
     def seen(**options: Any) -> Any:
         import unlearning.drawn_search as module
 
-        search = DrawnSearch(Cells(("a",) * 4, (1,) * 4, (0,) * 4), Cells(("b",), (1,), (1,)), Fixed(), **options)
+        search = DrawnSearch(
+            Cells(("a",) * 4, (1,) * 4, (0,) * 4), Cells(("b",), (1,), (1,)), Fixed(), **options
+        )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "draw", lambda *args, **kwargs: None)
             return search.seen(DiffusionModel.__new__(DiffusionModel), search.forget)
