@@ -192,7 +192,7 @@ def _train_step(
         for i, logits in enumerate(said[:2])
     ]
     optimizer.zero_grad()
-    (parts[0] + parts[1]).backward()
+    (parts[0] + parts[1]).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
 
 

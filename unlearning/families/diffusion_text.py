@@ -156,15 +156,17 @@ class ConditioningClip(ClipModel):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__({"schema": 1, "family": clip_config.FAMILY, **config}, weights, vocabulary, device)
-        self._reads = reads_from(config)
+        reads = reads_from(config)
+        _check_reads(reads, self.net)
+        self._read_layers = read_layers(self.net, reads)
 
     def candidates(self) -> tuple[CandidateLayer, ...]:
         """The weights of the text tower that a method may edit and that pictures depend on."""
-        return read_layers(self.net, self._reads)
+        return self._read_layers
 
     def may_edit(self, layer: str) -> bool:
         """Whether it is one of the candidates."""
-        return layer in {candidate.name for candidate in self.candidates()}
+        return any(layer == candidate.name for candidate in self._read_layers)
 
 
 def reads_from(config: Mapping[str, Any]) -> Reads:
