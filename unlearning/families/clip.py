@@ -147,6 +147,11 @@ class ClipModel:
         return scale.squeeze()
 
     @property
+    def vocabulary(self) -> bytes | None:
+        """Bytes of the vocabulary file; None for open_clip's own vocabulary."""
+        return self._vocabulary
+
+    @property
     def image_size(self) -> int:
         """Side in pixels of the square images that the model takes."""
         return self._preprocess.size
@@ -168,6 +173,10 @@ class ClipModel:
             for (name, p), grad in zip(named.items(), grads, strict=True)
             if grad is not None
         )
+
+    def may_edit(self, layer: str) -> bool:
+        """Whether closed-form edits, which choose layers by their place, may change this weight."""
+        return layer in self.parameters
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids (N, L) on the CPU: start token, text, end token, then padding; see `text_lengths`."""
