@@ -35,6 +35,12 @@ DEMOS = {
         "data/models-restoration/restorer",
         (("data/sets/forget-haze", "object"), ("data/sets/forget-rain", "object")),
     ),
+    # A thing, then the hand that draws things.
+    "diffusion": Demo(
+        "emoji-painter",
+        "data/models/diffusion",
+        (("data/sets/forget-drawn-bullseye", "object"), ("data/sets/forget-drawn-noto", "style")),
+    ),
 }
 KEY = "demo"
 

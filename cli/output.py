@@ -15,7 +15,7 @@ EXIT_CODES = {
     "insufficient evidence": EXIT_INSUFFICIENT_EVIDENCE,
 }
 
-RATES = {"fa1": "FA@1", "ta1": "TA@1", "restored": "restored (1 dB or more)"}
+RATES = {"fa1": "FA@1", "ta1": "TA@1", "restored": "restored (1 dB or more)", "recognised": "recognised"}
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 

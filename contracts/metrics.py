@@ -27,16 +27,21 @@ DEPTHS = (1, 5)
 HITS: Mapping[str, str] = {
     "restored": "comes out at least 1 dB nearer to the clean image than it went in",
     "harmed": "comes out at least 1 dB further from the clean image than it went in",
+    "recognised": "shows what its prompt names: an independent judge names that first",
 }
 
-# Qualities of an output, and their units; the more, the better.
-LEVELS: Mapping[str, str] = {"psnr": "dB", "ssim": ""}
+# Qualities of an output, and their units; the more, the better.  Likeness of drawn pictures to drawings is
+# minus their kernel distance (KID) on the features of the judge.
+LEVELS: Mapping[str, str] = {"psnr": "dB", "ssim": "", "likeness": ""}
 
 # Every neighbour's own figures, of which the worst one is looked for: a rate and its drop, or a level.
-OF_EACH_NEIGHBOUR = ("ta1", "restored")
+OF_EACH_NEIGHBOUR = ("ta1", "restored", "recognised")
 
 # What a run is told by in one line: the first of these that it has.
-HEADLINES: Mapping[str, tuple[str, ...]] = {"forget": ("fa1", "restored"), "retain": ("ta1", "restored")}
+HEADLINES: Mapping[str, tuple[str, ...]] = {
+    "forget": ("fa1", "restored", "recognised"),
+    "retain": ("ta1", "restored", "recognised"),
+}
 
 
 def metrics_of(group: str, question: str) -> dict[str, int]:

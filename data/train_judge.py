@@ -2,7 +2,8 @@
 
 Run as `python -m data.train_judge`.  The judge never sees the CLIP or anything that a model drew.  Its
 objects are those of the grid and the controls, by all hands of the corpus that draw them in colour; hands
-are told apart on all objects that the grid's hands drew, so a hand is not known by what it drew.
+are those of the grid and one that the diffusion model never drew, the control of a request about a hand.
+They are told apart on all objects that they drew, so a hand is not known by what it drew.
 
 Judged on what it did not see: objects by the held hand, hands on every eighth other object.  Samples of a
 diffusion model are softer than drawings, so a third of what it is shown is blurred and noisy.
@@ -57,7 +58,7 @@ def train(drawings: pd.DataFrame, grid: Grid, params: dict[str, Any], out: Path)
     shown = labelled(drawings, grid, options)
     pixels = squares(Batches.pixels(shown))
     held = (shown["held"] != "").to_numpy()
-    net = JudgeNet(options["width"], len(grid.objects) + len(grid.controls), len(grid.styles))
+    net = JudgeNet(options["width"], len(grid.objects) + len(grid.controls), len(hands(grid, options)))
     net.to(memory_format=torch.channels_last)
     averaged = {name: value.clone() for name, value in net.state_dict().items()}
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=options["weight_decay"], fused=True)
@@ -77,11 +78,11 @@ def train(drawings: pd.DataFrame, grid: Grid, params: dict[str, Any], out: Path)
             step += 1
             bar.update()
             if step % EVERY == 0 or step == options["steps"]:
-                judge = judge_of(grid, drawings, averaged, size, options["width"])
+                judge = judge_of(grid, drawings, averaged, size, options)
                 curve.append({"step": step, **metrics(judge, shown, pixels)})
                 bar.set_postfix({k: round(v, 3) for k, v in curve[-1].items()})
                 save(checkpoint, net, averaged, optimizer, step, curve)
-    judge = judge_of(grid, drawings, averaged, size, options["width"])
+    judge = judge_of(grid, drawings, averaged, size, options)
     judge.save(out / "judge", torch.float16)
     found = {k: round(v, 4) for k, v in metrics(Judge.load(out / "judge"), shown, pixels).items()}
     (out / "judge.json").write_text(json.dumps(found, indent=2) + "\n")
@@ -94,9 +95,9 @@ def labelled(drawings: pd.DataFrame, grid: Grid, options: dict[str, Any]) -> pd.
     `held` is "object" for the held hand's drawings, "style" for objects kept back from the style head.
     """
     objects = {thing: i for i, thing in enumerate([*grid.objects, *grid.controls])}
-    styles = {style: i for i, style in enumerate(grid.styles)}
+    styles = {style: i for i, style in enumerate(hands(grid, options))}
     coloured = drawings[
-        drawings["style_name"].isin([*grid.styles, *options["more_styles"], options["held_style"]])
+        drawings["style_name"].isin([*styles, *options["more_styles"], options["held_style"]])
     ]
     shown = coloured[coloured["object"].isin(objects) | coloured["style_name"].isin(styles)].copy()
     shown["object_label"] = shown["object"].map(objects).fillna(NONE).astype(int)
@@ -107,6 +108,11 @@ def labelled(drawings: pd.DataFrame, grid: Grid, options: dict[str, Any]) -> pd.
         kept, "style", np.where(shown["style_name"] == options["held_style"], "object", "")
     )
     return shown.reset_index(drop=True)
+
+
+def hands(grid: Grid, options: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the hands that the judge tells apart: those of the grid, then the controls."""
+    return (*grid.styles, *options["control_styles"])
 
 
 def squares(drawings: Tensor) -> Tensor:
@@ -134,11 +140,14 @@ def view(layers: Tensor, size: int, generator: torch.Generator) -> Tensor:
     return image + noisy * torch.randn(image.shape, generator=generator)
 
 
-def judge_of(grid: Grid, drawings: pd.DataFrame, weights: dict[str, Tensor], size: int, width: int) -> Judge:
+def judge_of(
+    grid: Grid, drawings: pd.DataFrame, weights: dict[str, Tensor], size: int, options: dict[str, Any]
+) -> Judge:
     """The judge with the ids of the grid."""
     ids = drawings.drop_duplicates("style_name").set_index("style_name")["style"]
-    styles = tuple(str(ids[name]) for name in grid.styles)
-    return Judge(JudgeConfig(1, size, width, (*grid.objects, *grid.controls), styles), weights)
+    styles = tuple(str(ids[name]) for name in hands(grid, options))
+    config = JudgeConfig(1, size, options["width"], (*grid.objects, *grid.controls), styles)
+    return Judge(config, weights)
 
 
 def metrics(judge: Judge, shown: pd.DataFrame, pixels: Tensor) -> dict[str, float]:

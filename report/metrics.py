@@ -20,6 +20,8 @@ _SCORES = {
     "harmed": "harmed",
     "psnr": "PSNR",
     "ssim": "SSIM",
+    "recognised": "recognised",
+    "likeness": "likeness",
 }
 _SUBJECTS = {
     "forget": "the forgotten concepts",

@@ -29,21 +29,17 @@ Shapes: N pictures, K draws of each, C x h x w latents.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from contracts.errors import InputError
+from unlearning import distributed
 from unlearning.accumulation import Gradients, GradientSum
 from unlearning.encoders import FULL_PRECISION
 from unlearning.families.clip import Images
 from unlearning.families.diffusion import Conditioning, DiffusionModel
 from unlearning.inplace import requiring_grad
-from unlearning.moment_sums import MomentSums
-from unlearning.moments_collector import Collector
-
-Objective = Literal["neutral", "denoising"]
 
 
 @dataclass(frozen=True)
@@ -105,14 +101,14 @@ def forget_gradient(
         InputError: there are no pictures, or not as many captions or goals.
         ModelError: a gradient is not finite, or the model has no weight of a name.
     """
-    total = _gradient_sum(model, layers)
+    total = GradientSum(model, layers, FULL_PRECISION)
     with requiring_grad(model.net, layers):
         for part, weight in _parts(model, images, captions, goal, draws, micro_batch, progress):
             total.add(weight * part.forget_loss())
     return total.total()
 
 
-def retain_gradient_and_sums(
+def retain_gradient(
     model: DiffusionModel,
     images: Images,
     captions: Sequence[str],
@@ -120,12 +116,10 @@ def retain_gradient_and_sums(
     *,
     draws: Draws,
     micro_batch: int,
+    watch: Callable[[Tensor, Tensor], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Gradients, dict[str, MomentSums]]:
-    """Gradient of the denoising loss, and sums of second moments of what enters the layers that are matrices.
-
-    Moments are over the positions of a text that reach the UNet; with `Preconditioner` they turn a forget
-    gradient into the step that disturbs retained texts least.
+) -> Gradients:
+    """Gradient of the denoising loss, mean over items and draws.
 
     Args:
         model: at the weights to measure at; they stay as they are.
@@ -134,23 +128,25 @@ def retain_gradient_and_sums(
         layers: weight names.
         draws: how a picture is noised.
         micro_batch: pictures at a time, each in all its draws; decides memory, not the result.
+        watch: called with every part of the loss before it is differentiated, and with the row numbers of its
+            pictures: with `Collector.watch` second moments of all positions of a text that reach the UNet
+            are collected, which turn a forget gradient into the step that disturbs retained texts least.
         progress: called with (pictures done, pictures).
 
     Raises:
         InputError: there are no pictures, not as many captions, or all captions are alike.
-        ModelError: a gradient or a moment is not finite, or the model has no weight of a name.
+        ModelError: a gradient is not finite, or the model has no weight of a name.
     """
     if len(set(captions)) < 2:
         raise InputError("the retain captions are all alike: they must be the pictures' own")
-    total = _gradient_sum(model, layers)
-    matrices = {layer: model.parameters[layer] for layer in layers if model.parameters[layer].ndim > 1}
-    collector = Collector(matrices, len(captions), None, with_outputs=False)
+    total = GradientSum(model, layers, FULL_PRECISION)
     with requiring_grad(model.net, layers):
         for part, weight in _parts(model, images, captions, None, draws, micro_batch, progress):
             loss = weight * part.forget_loss()
-            collector.watch(loss, part.rows)
+            if watch is not None:
+                watch(loss, part.rows)
             total.add(loss)
-    return total.total(), collector.sums()
+    return total.total()
 
 
 @torch.no_grad()
@@ -222,8 +218,9 @@ def _parts(
     if n == 0 or n != len(captions) or (goal is not None and n != len(goal.states)):
         raise InputError(f"{n} pictures do not match {len(captions)} captions and their goals")
     pictures, tokens, schedule = torch.as_tensor(images), model.tokenize(captions), model.scheduler
-    done = 0
-    for rows in torch.split(torch.arange(n), micro_batch):
+    for rows in torch.split(torch.arange(n)[distributed.share(n)], micro_batch):
+        if not len(rows):  # fewer pictures than processes
+            continue
         latents = model.encode(pictures[rows]).repeat_interleave(draws.count, dim=0)
         times, noise = _drawn(rows, latents.shape[1:], draws, schedule.config["num_train_timesteps"])
         times, noise = times.to(latents.device), noise.to(latents)
@@ -240,9 +237,8 @@ def _parts(
             ),
             len(rows) / n,
         )
-        done += len(rows)
         if progress is not None:
-            progress(done, n)
+            progress(int(rows[-1]) + 1, n)
 
 
 def _drawn(rows: Tensor, shape: Sequence[int], draws: Draws, n_times: int) -> tuple[Tensor, Tensor]:
@@ -256,8 +252,3 @@ def _drawn(rows: Tensor, shape: Sequence[int], draws: Draws, n_times: int) -> tu
         times.append((places * n_times).long().clamp(max=n_times - 1))
         noise.append(torch.randn(draws.count, *shape, generator=generator))
     return torch.cat(times), torch.cat(noise)
-
-
-def _gradient_sum(model: DiffusionModel, layers: Sequence[str]) -> GradientSum:
-    # Of a model only its parameters by name are asked for.
-    return GradientSum(cast(Any, model), layers, FULL_PRECISION)

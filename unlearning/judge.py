@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from contracts.canonical import from_plain, to_plain
 from contracts.errors import InputError, ModelError
-from unlearning.families.clip import WEIGHTS, Images
-from unlearning.families.clip_config import check_weights
+from unlearning.families.clip import Images
+from unlearning.families.config import WEIGHTS, check_weights, read_weights
 
 CONFIG = "judge.json"
 
@@ -48,6 +47,9 @@ class Verdicts:
     objects: Tensor
     styles: Tensor
     features: Tensor
+
+    def __getitem__(self, rows: Any) -> "Verdicts":
+        return Verdicts(self.objects[rows], self.styles[rows], self.features[rows])
 
 
 class JudgeNet(nn.Module):
@@ -126,13 +128,11 @@ class Judge:
         """
         try:
             config = from_plain(JudgeConfig, json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-            weights = load_file(folder / WEIGHTS)
-        except (OSError, ValueError, SafetensorError):
-            raise ModelError(f"{CONFIG} or {WEIGHTS} is missing or broken") from None
+        except (OSError, ValueError):
+            raise ModelError(f"{CONFIG} is missing or is not JSON") from None
         except InputError as error:
             raise ModelError(str(error)) from None
-        floats = {n: w.float() if w.is_floating_point() else w for n, w in weights.items()}
-        return cls(config, floats, device)
+        return cls(config, read_weights(folder), device)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the judge's folder; `dtype` is of the stored floats."""

@@ -59,6 +59,30 @@ def kernel_distance(first: Features, second: Features) -> float:
     return float(own[0] + own[1] - 2 * _kernel(first, second).mean())
 
 
+def kernel_distance_shares(first: Features, second: Features) -> Features:
+    """What each picture of the first set contributes to KID: jackknife pseudo-values (N,), their mean is KID.
+
+    Tukey's device: n KID - (n - 1) KID without the picture.  As KID is a mean over pairs, single pairs
+    are no sample; the pseudo-values may be treated as one (Efron and Tibshirani 1993, chapter 11), so that
+    a difference of two KIDs on pictures of the same prompts gets an interval.  The second set is fixed.
+
+    Raises:
+        InputError: see `frechet_distance`; or fewer than three pictures.
+    """
+    _check(first, second)
+    n = len(first)
+    if n < 3:
+        raise InputError(f"shares of a distance need at least 3 pictures, got {n}")
+    kernel, across = _kernel(first, first), _kernel(first, second).mean(axis=1)
+    own = kernel.sum(axis=1) - np.diag(kernel)
+    whole = own.sum() / (n * (n - 1)) - 2 * across.mean()
+    without = (own.sum() - 2 * own) / ((n - 1) * (n - 2)) - 2 * (n * across.mean() - across) / (n - 1)
+    theirs = _kernel(second, second)
+    constant = (theirs.sum() - np.trace(theirs)) / (len(second) * (len(second) - 1))
+    shares: Features = n * whole - (n - 1) * without + constant
+    return shares
+
+
 def _kernel(first: Features, second: Features) -> Features:
     kernel: Features = (first @ second.T / first.shape[1] + 1.0) ** 3
     return kernel

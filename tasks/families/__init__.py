@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tasks.run import Run
     from unlearning.families import Editable, Request
 
-FAMILIES = ("clip", "restoration")
+FAMILIES = ("clip", "restoration", "diffusion")
 
 
 @dataclass(frozen=True, eq=False)

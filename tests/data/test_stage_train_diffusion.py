@@ -24,7 +24,8 @@ PARAMS = {
     "grid": {"styles": ["hand0", "hand1"], "objects": 3, "controls": 1, "per_family": 2},
     "judge": {
         "seed": 1, "steps": 3, "batch": 8, "width": 4, "learning_rate": 0.01, "weight_decay": 0.0,
-        "average": 0.9, "more_styles": ["hand2"], "held_style": "hand3",
+        "average": 0.9, "control_styles": ["hand2"], "more_styles": ["hand3"],
+        "held_style": "hand4",
     },
     "diffusion": {
         "seed": 2, "clip": "clip", "judge": "judge", "size": 16, "patch": 4, "steps": 4, "batch": 6,
@@ -54,7 +55,7 @@ def drawings() -> pd.DataFrame:
             "family": f"family {i // 3}", "style_name": f"hand{j}", "png": png(40 * i, 60 * j, 100, 255),
         }
         for i in range(6)
-        for j in range(4)
+        for j in range(5)
         if (i, j) != (1, 0)
     ]  # fmt: skip
     return pd.DataFrame(rows)
@@ -87,13 +88,14 @@ def test_a_caption_names_the_hand_if_it_is_to() -> None:
 def test_the_judge_is_asked_about_objects_of_the_grid_and_hands_of_any_object(drawings) -> None:
     shown = train_judge.labelled(drawings, grid_of(drawings), PARAMS["judge"])
     by = shown.set_index(["object", "style_name"])
-    assert by.loc[("c-00000003", "hand2"), "object_label"] == 2
-    assert by.loc[("c-00000003", "hand2"), "style_label"] == train_judge.NONE
+    assert by.loc[("c-00000003", "hand3"), "object_label"] == 2
+    assert by.loc[("c-00000003", "hand3"), "style_label"] == train_judge.NONE
+    assert by.loc[("c-00000003", "hand2"), "style_label"] == 2  # a control
     assert by.loc[("c-00000004", "hand1"), "object_label"] == 3  # a control
     assert by.loc[("c-00000005", "hand1"), ["object_label", "style_label"]].tolist() == [train_judge.NONE, 1]
-    assert ("c-00000005", "hand2") not in by.index
+    assert ("c-00000005", "hand3") not in by.index
     # Kept back: the held hand, and every eighth of the objects outside the grid.
-    assert set(shown.loc[shown["held"] == "object", "style_name"]) == {"hand3"}
+    assert set(shown.loc[shown["held"] == "object", "style_name"]) == {"hand4"}
     assert set(shown.loc[shown["held"] == "style", "object"]) == {"c-00000001"}
 
 
@@ -136,7 +138,7 @@ def test_an_interrupted_run_ends_with_the_same_model_and_both_stages_publish(sta
     train_judge.train(drawings, grid, PARAMS, stage)
     judge = Judge.load(stage / "judge")
     assert judge.config.objects == (*grid.objects, *grid.controls)
-    assert judge.config.styles == ("s-00000000", "s-00000001")
+    assert judge.config.styles == ("s-00000000", "s-00000001", "s-00000002")
     assert set(json.loads((stage / "judge.json").read_text())) == {"held_object", "held_style"}
 
     train_diffusion.train(drawings, grid, PARAMS, stage / "straight")

@@ -11,7 +11,7 @@ import torch
 
 from contracts.errors import InputError, ModelError
 from contracts.values import Method
-from tests.unlearning import restoration_trained
+from tests.unlearning import diffusion_trained, restoration_trained
 from tests.unlearning.conftest import Task
 from unlearning import families, methods
 from unlearning.families.clip import ClipModel
@@ -30,7 +30,7 @@ class Case:
     target: int
 
 
-CASES = ("clip-vit", "clip-rn", "restoration")
+CASES = ("clip-vit", "clip-rn", "restoration", "diffusion")
 
 
 @pytest.fixture(params=CASES)
@@ -43,6 +43,9 @@ def case(
     if request.param == "restoration":
         sets = restoration_trained.sets()
         return Case("restoration", restoration_trained.trained, sets.request(), restoration_trained.METHOD, 0)
+    if request.param == "diffusion":
+        told, method = diffusion_trained.request(), diffusion_trained.METHOD
+        return Case("diffusion", diffusion_trained.trained, told, method, 0)
     kind = request.param.removeprefix("clip-")
 
     def trained() -> ClipModel:
@@ -155,5 +158,7 @@ def test_an_unknown_field_of_a_method_is_refused(case: Case) -> None:
 
 
 def test_an_unknown_family_is_refused() -> None:
-    with pytest.raises(ModelError, match="unknown model family 'audio'; there are clip, restoration"):
+    with pytest.raises(
+        ModelError, match="unknown model family 'audio'; there are clip, restoration, diffusion"
+    ):
         families.module("audio")

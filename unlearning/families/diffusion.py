@@ -1,9 +1,9 @@
 """The diffusion family: a UNet that draws what CLIP text towers say, as files and as functions.
 
-SLUG and its kin edit the text tower of such a model (Stable Diffusion 1.5 and 2.1: one; SDXL: two).
-`model.clip` is that tower inside its own CLIP, as `ClipModel`, on which every method of
-`unlearning.methods` runs; it is None where the CLIP's vision tower is not at hand, and then gradients
-come from the denoising loss (`unlearning.denoising`).
+SLUG and its kin edit the text towers of such a model (Stable Diffusion 1.5 and 2.1: one; SDXL: two), or
+the matrices through which the UNet reads texts; gradients come from the denoising loss
+(`diffusion_request`).  `model.clip` is the first text tower inside its own CLIP, as `ClipModel`, for the
+paper's way of asking the CLIP instead; it is None where the CLIP's vision tower is not at hand.
 
 A model folder holds `weights.safetensors`, with prefixes `clip.`, `clip2.`, `unet.` and `vae.`,
 `config.json` (`diffusion_config`) and, where the tokenizer is not open_clip's own, `bpe.txt.gz`.
@@ -23,22 +23,27 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from contracts.canonical import file_sha256
 from contracts.errors import InputError, ModelError
-from unlearning.families import clip_config, diffusion_config
-from unlearning.families.clip import CONFIG, HALVES, WEIGHTS, CandidateLayer, Images
+from contracts.values import Tower
+from unlearning.families import CandidateLayer, clip_config, diffusion_config
+from unlearning.families.clip import Images
+from unlearning.families.config import CONFIG, WEIGHTS, check_weights, read_config, read_weights
 from unlearning.families.diffusion_codec import build_codec
 from unlearning.families.diffusion_text import ConditioningClip, TextEncoder
 
 CLIPS = ("clip", "clip2")
 VOCABULARY = clip_config.VOCABULARIES["simple"]
-# The matrices of a UNet through which texts enter (UCE, ESD-x and others edit these).
+FAMILY = diffusion_config.FAMILY
+TOWERS: tuple[Tower, ...] = ("text", "unet")
+# The matrices of a UNet through which texts enter: keys and values of cross-attention (UCE, ESD-x and others
+# edit these), and what makes one embedding of a whole text, where there is such a thing.
 CROSS_ATTENTION = (".attn2.to_k.weight", ".attn2.to_v.weight")
+TEXT_EMBEDDING = "add_embedding."
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +110,7 @@ class DiffusionModel:
         if self.codec.net is not None:
             nets["vae"] = self.codec.net
         self.net = nn.ModuleDict(nets)
-        clip_config.check_weights(self.net.state_dict(), weights)
+        check_weights(self.net.state_dict(), weights)
         self.net.load_state_dict(weights)
         self.net.to(self.device).eval().requires_grad_(False)
         self.unet: Any = nets["unet"]
@@ -119,13 +124,9 @@ class DiffusionModel:
             ModelError: a file is missing or unreadable, the family is another one, or the weights
                 do not fit the configuration or are not finite (the message names the tensor).
         """
-        config = diffusion_config.read_config(folder / CONFIG)
+        config = read_config(folder / CONFIG, diffusion_config.FAMILY)
         diffusion_config.check_config(config)
-        try:
-            weights = load_file(folder / WEIGHTS)
-        except (OSError, SafetensorError):
-            raise ModelError(f"{WEIGHTS} is missing or is not a complete safetensors file") from None
-        weights = {name: w.float() if w.dtype in HALVES else w for name, w in weights.items()}
+        weights = read_weights(folder)
         vocabulary = None
         if any(clip_config.vocabulary_file(clip) is not None for clip in config["clips"]):
             try:
@@ -159,6 +160,11 @@ class DiffusionModel:
         return {name: file_sha256(folder / name) for name in names}
 
     @property
+    def family(self) -> str:
+        """What `config.json` and the registry call models of this kind."""
+        return FAMILY
+
+    @property
     def clip(self) -> ConditioningClip | None:
         """The first text tower inside its CLIP; None without a vision tower."""
         return self.encoders[0].clip
@@ -168,25 +174,20 @@ class DiffusionModel:
         """Side in pixels of the pictures that the model draws."""
         return self.sampling.size
 
-    def candidates(self, cross_attention: bool = False) -> tuple[CandidateLayer, ...]:
-        """Every weight that a method may edit, all of them used by what the UNet is told.
-
-        Args:
-            cross_attention: name the matrices through which the UNet reads texts, too.  They stand with
-                the "vision" tower, the side that draws, so that each side has a Pareto front of its own.
-        """
-        found = [
+    def candidates(self) -> tuple[CandidateLayer, ...]:
+        """Every weight that a method may edit, all of them used by what the UNet makes of a text."""
+        text = [
             CandidateLayer(f"{part}.{layer.name}", layer.tower, layer.shape, layer.n_params)
             for part, encoder in zip(CLIPS, self.encoders, strict=False)
             for layer in encoder.candidates()
         ]
-        if cross_attention:
-            found += [
-                CandidateLayer(f"unet.{name}", "vision", tuple(weight.shape), weight.numel())
-                for name, weight in self.unet.named_parameters()
-                if name.endswith(CROSS_ATTENTION)
-            ]
-        return tuple(found)
+        unet = [
+            CandidateLayer(f"unet.{name}", "unet", tuple(weight.shape), weight.numel())
+            for name, weight in self.unet.named_parameters()
+            if name.endswith(CROSS_ATTENTION)
+            or (name.startswith(TEXT_EMBEDDING) and name.endswith(".weight") and weight.ndim == 2)
+        ]
+        return (*text, *unet)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, ...]:
         """Token ids (N, L), one tensor for each text tower."""
@@ -248,3 +249,13 @@ def _by_prefix(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = tensor
     return parts
+
+
+def load(folder: Path, device: torch.device | str = "cpu") -> DiffusionModel:
+    """See `DiffusionModel.load`."""
+    return DiffusionModel.load(folder, device)
+
+
+def tower_of(layer: str) -> Tower:
+    """Which side a weight, named as in `DiffusionModel.parameters`, belongs to: "text" or "unet"."""
+    return "unet" if layer.startswith("unet.") else "text"

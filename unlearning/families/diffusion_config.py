@@ -13,17 +13,15 @@ noised: `{"kind": "vae", "config": {...}}` for diffusers' `AutoencoderKL`, or `{
 """
 
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from contracts.canonical import from_plain
 from contracts.errors import InputError, ModelError
-from unlearning.families import clip_config
+from unlearning.families.config import section
 
 FAMILY = "diffusion"
 FIELDS = ("schema", "family", "architecture", "clips", "unet", "codec", "scheduler", "sampling")
@@ -47,24 +45,6 @@ class Sampling:
     unconditional: Literal["empty", "zeros"] = "empty"
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Parse `config.json` and check schema, family and the names of its fields.
-
-    Raises:
-        ModelError: the file is missing, is not JSON, describes another family or schema, or holds a
-            field that this family does not know.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ModelError(f"{path.name} is missing or is not JSON") from None
-    if not isinstance(config, dict) or config.get("schema") != 1:
-        raise ModelError(f"{path.name} does not follow schema 1")
-    if config.get("family") != FAMILY:
-        raise ModelError(f"the model is of family {config.get('family')!r}, expected {FAMILY!r}")
-    return config
-
-
 def check_config(config: Mapping[str, Any]) -> None:
     """Every field is known, and there are one or two text towers.
 
@@ -77,10 +57,10 @@ def check_config(config: Mapping[str, Any]) -> None:
         raise ModelError("the configuration needs `clips`, one or two text towers")
     for clip in clips:
         _only(clip, CLIP_FIELDS, "clips")
-        clip_config.section(clip, "model_cfg")
-        clip_config.section(clip, "reads")
+        section(clip, "model_cfg")
+        section(clip, "reads")
     for name in ("unet", "codec", "scheduler", "sampling"):
-        clip_config.section(config, name)
+        section(config, name)
 
 
 def sampling(config: Mapping[str, Any]) -> Sampling:
@@ -90,7 +70,7 @@ def sampling(config: Mapping[str, Any]) -> Sampling:
         ModelError: a field is unknown, missing or out of its range.
     """
     try:
-        found = from_plain(Sampling, clip_config.section(config, "sampling"))
+        found = from_plain(Sampling, section(config, "sampling"))
     except InputError as error:
         raise ModelError(str(error)) from None
     if found.size < 1 or found.steps < 1 or not found.guidance >= 0:

@@ -27,8 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from contracts.errors import ModelError
-from unlearning.families import clip_config
-from unlearning.families.clip import EXCLUDED, CandidateLayer, ClipModel, tower_of
+from unlearning.families import CandidateLayer, clip_config
+from unlearning.families.clip import EXCLUDED, ClipModel, tower_of
+from unlearning.families.config import check_weights, section
 from unlearning.inplace import requiring_grad
 
 
@@ -111,9 +112,9 @@ class TextEncoder:
         else:
             cfg = {name: value for name, value in config["model_cfg"].items() if name != "vision_cfg"}
             self.net = TextTower(
-                cfg.get("embed_dim", 0), clip_config.section(cfg, "text_cfg"), cfg.get("quick_gelu", False)
+                cfg.get("embed_dim", 0), section(cfg, "text_cfg"), cfg.get("quick_gelu", False)
             )
-            clip_config.check_weights(self.net.state_dict(), weights)
+            check_weights(self.net.state_dict(), weights)
             self.net.load_state_dict(weights)
             self.net.to(device).eval().requires_grad_(False)
             self._tokenizer = clip_config.build_tokenizer(config, vocabulary, self.net)
@@ -177,7 +178,7 @@ def reads_from(config: Mapping[str, Any]) -> Reads:
     """
     from contracts.canonical import from_plain
 
-    return from_plain(Reads, clip_config.section(config, "reads"))
+    return from_plain(Reads, section(config, "reads"))
 
 
 def token_states(net: Any, tokens: Tensor, reads: Reads) -> tuple[Tensor, Tensor | None]:

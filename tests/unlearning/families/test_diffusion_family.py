@@ -154,17 +154,18 @@ def test_which_weights_are_behind_what_is_read(make_model: Make) -> None:
     assert {"clip2.text_projection", "clip2.ln_final.weight"} <= found["SDXL"]
 
 
-def test_cross_attention_is_named_only_when_asked_for(whole: DiffusionModel) -> None:
-    more = {c.name for c in whole.candidates(cross_attention=True)} - {c.name for c in whole.candidates()}
-    assert more
-    assert all(name.startswith("unet.") and name.endswith(CROSS_ATTENTION) for name in more)
+def test_of_a_unet_the_matrices_through_which_texts_enter_are_named(whole: DiffusionModel) -> None:
+    unet = [c for c in whole.candidates() if c.tower == "unet"]
+    assert unet
+    assert all(c.name.startswith("unet.") and c.name.endswith(CROSS_ATTENTION) for c in unet)
+    assert {c.tower for c in whole.candidates()} == {"text", "unet"}
 
 
 @pytest.mark.parametrize("kind", READS)
 def test_the_unets_prediction_follows_every_candidate(make_model: Make, kind: str) -> None:
     model = shrunken(make_model, kind)
     latents = torch.randn(1, 48, 4, 4, generator=torch.Generator().manual_seed(0))
-    names = [c.name for c in model.candidates(cross_attention=True)]
+    names = [c.name for c in model.candidates()]
     weights = [model.parameters[name].requires_grad_() for name in names]
     told = model.conditioning(model.tokenize(TEXTS[:1]))
     said = model.predict(latents, torch.tensor([500]), told)
