@@ -43,6 +43,9 @@ HEADLINES: Mapping[str, tuple[str, ...]] = {
     "retain": ("ta1", "restored", "recognised"),
 }
 
+# What `StepTrial.forget_score` is, by the headline of what is forgotten.
+SCORES: Mapping[str, str] = {"fa1": "Cosine", "restored": "Gain, dB", "recognised": "Margin"}
+
 
 def metrics_of(group: str, question: str) -> dict[str, int]:
     """Metric name without prefix -> up to which rank an answer counts."""
