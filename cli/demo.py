@@ -41,6 +41,12 @@ DEMOS = {
         "data/models/vlm",
         (("data/sets/forget-bullseye", "object"), ("data/sets/forget-fruit", "object")),
     ),
+    # A thing, then the hand that draws things.
+    "diffusion": Demo(
+        "emoji-painter",
+        "data/models/diffusion",
+        (("data/sets/forget-drawn-bullseye", "object"), ("data/sets/forget-drawn-noto", "style")),
+    ),
 }
 KEY = "demo"
 

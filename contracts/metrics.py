@@ -30,10 +30,12 @@ HITS: Mapping[str, str] = {
     "named": "the answer about the picture contains its name",
     "colour": "the answer to the question for its colour is right",
     "count": "the answer to the question how many there are is right",
+    "recognised": "shows what its prompt names: an independent judge names that first",
 }
 
-# Qualities of an output, and their units; the more, the better.
-LEVELS: Mapping[str, str] = {"psnr": "dB", "ssim": ""}
+# Qualities of an output, and their units; the more, the better.  Likeness of drawn pictures to drawings is
+# minus their kernel distance (KID) on the features of the judge.
+LEVELS: Mapping[str, str] = {"psnr": "dB", "ssim": "", "likeness": ""}
 
 # How tables and sentences call them.
 SHORT: Mapping[str, str] = {
@@ -42,8 +44,10 @@ SHORT: Mapping[str, str] = {
     "named": "named",
     "colour": "colour told",
     "count": "number told",
+    "recognised": "recognised",
     "psnr": "PSNR",
     "ssim": "SSIM",
+    "likeness": "likeness",
 }
 
 # What the group `cross` is measured on, where it is not the other axis.
@@ -55,12 +59,20 @@ CROSS: Mapping[str, str] = {
 }
 
 # Every neighbour's own figures, of which the worst one is looked for: a rate and its drop, or a level.
-OF_EACH_NEIGHBOUR = ("ta1", "restored", "named")
+OF_EACH_NEIGHBOUR = ("ta1", "restored", "named", "recognised")
 
 # What a run is told by in one line: the first of these that it has.
 HEADLINES: Mapping[str, tuple[str, ...]] = {
-    "forget": ("fa1", "restored", "named"),
-    "retain": ("ta1", "restored", "named"),
+    "forget": ("fa1", "restored", "named", "recognised"),
+    "retain": ("ta1", "restored", "named", "recognised"),
+}
+
+# What `StepTrial.forget_score` is, by the headline of what is forgotten.
+SCORES: Mapping[str, str] = {
+    "fa1": "Cosine",
+    "restored": "Gain, dB",
+    "named": "Likelihood",
+    "recognised": "Margin",
 }
 
 

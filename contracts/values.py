@@ -9,7 +9,7 @@ from contracts.errors import InputError
 
 Role = Literal["forget", "retain", "search", "holdout", "control", "cross"]
 Axis = Literal["object", "style"]
-Tower = Literal["vision", "text", "net"]  # "net": a network that is not taken apart
+Tower = Literal["vision", "text", "net", "unet"]  # "net": a network that is not taken apart
 Decision = Literal["passed", "failed", "insufficient evidence"]
 OTHER_AXIS: Mapping[Axis, Axis] = {"object": "style", "style": "object"}
 # What a set folder can say of itself; a cross set is the holdout of the axis that is not being edited.
@@ -139,7 +139,8 @@ class StepTrial:
     """One evaluated step size of one layer on the search split (rates in 0..1).
 
     forget_score: a continuous figure over the items to forget; of CLIP their mean cosine, of a restorer the
-        mean gain in PSNR over the input, in dB.
+        mean gain in PSNR over the input, in dB, of a text-to-image model by how much (in logits) its judge
+        prefers the concept to all others.
     """
 
     concept: str

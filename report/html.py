@@ -46,6 +46,7 @@ def render(record: RunRecord) -> str:
         rows=[r for r in rows if not r.metric.concept],
         neighbours=[r for r in rows if r.metric.concept],
         levels=metrics.level_rows(record.measurements),
+        score=metrics.score_of_trials(record.measurements),
         hits=HITS,
         edited={(concept, e.layer) for e in record.edits for concept in e.concepts},
         kept=lambda trial: is_kept(trial, record.edits),

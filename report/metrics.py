@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from contracts.metrics import CROSS, HITS, LEVELS, SHORT
+from contracts.metrics import CROSS, HEADLINES, HITS, LEVELS, SCORES, SHORT
 from contracts.values import Drop, Level, Measurements, Rate
 
 # As contracts.metrics documents them: <subject>.<measure>[.before|after][.drop|loss][.<field of the figure>].
@@ -133,6 +133,12 @@ class LevelRow:
 
     metric: Metric
     level: Level
+
+
+def score_of_trials(measurements: Measurements) -> str:
+    """What the continuous figure of a trial is called, by what the run is told by."""
+    found = (metric for metric in HEADLINES["forget"] if f"forget.{metric}.after" in measurements.rates)
+    return SCORES.get(next(found, ""), "Score")
 
 
 def level_rows(measurements: Measurements) -> list[LevelRow]:

@@ -81,11 +81,15 @@ def keyed_matrix(model: ClipModel, tower: Tower) -> KeyedMatrix:
             "uce rewrites models with open_clip's own text tower or a mean-pooled BERT, "
             f"this one has a {type(text).__name__}"
         )
-    layer = [found for found in linear_layers(model) if re.fullmatch(_NAMES[tower], found.weight)][-1]
+    layers = [found for found in linear_layers(model) if re.fullmatch(_NAMES[tower], found.weight)]
+    if not layers:
+        raise ModelError(f"the {tower} tower has no matrix that uce rewrites and the model lets edit")
+    layer = layers[-1]
     if tower == "vision":
         return KeyedMatrix(layer, net.visual, lambda args, out: out[:, None], _all)
     if not pooled:
-        return KeyedMatrix(layer, net.transformer.resblocks[-1], lambda args, out: out, _last)
+        block = net.get_submodule(layer.weight.removesuffix(".mlp.c_proj.weight"))
+        return KeyedMatrix(layer, block, lambda args, out: out, _last)
     norm = text.transformer.encoder.layer[-1].output.LayerNorm
     return KeyedMatrix(layer, norm, lambda args, out: args[0], partial(_normed_mean, eps=norm.eps))
 

@@ -77,7 +77,14 @@ class LinearLayer:
 
 
 def linear_layers(model: ClipModel) -> list[LinearLayer]:
-    """Every layer that an erasure can be folded into exactly, vision tower first, in order of their use."""
+    """Every layer that an erasure can be folded into exactly, vision tower first, in order of their use.
+
+    Without those that the model does not let edit (`ClipModel.may_edit`).
+    """
+    return [layer for layer in _all_linear_layers(model) if model.may_edit(layer.weight)]
+
+
+def _all_linear_layers(model: ClipModel) -> list[LinearLayer]:
     from open_clip.modified_resnet import ModifiedResNet
 
     net: Any = model.net

@@ -18,7 +18,12 @@ ALIGNMENT_FLOOR = 1e-4
 LABELS_PER_PANEL = 14
 # Share of the panel kept free, left of all points, for the labels: of one concept, of several.
 _LABEL_GUTTER = (0.36, 0.52)
-_TITLES: dict[Tower, str] = {"vision": "Vision tower", "text": "Text tower", "net": "The network"}
+_TITLES: dict[Tower, str] = {
+    "vision": "Vision tower",
+    "text": "Text tower",
+    "net": "The network",
+    "unet": "UNet",
+}
 _NOISE = re.compile(r"^visual\.|transformer\.|resblocks\.|[._]weight$")
 
 Profiles = Mapping[str, Sequence[LayerScore]]

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 JOINT = "*"  # how a trial names its concept or layer when it steps along several at once
 
 # Shapes, not hues: in this figure vermillion and blue already mean forgotten and retained.
-_TOWERS: dict[Tower, tuple[str, str]] = {"vision": ("o", MUTED), "text": ("D", PAPER), "net": ("o", MUTED)}
+_TOWERS: dict[Tower, tuple[str, str]] = {
+    "vision": ("o", MUTED),
+    "text": ("D", PAPER),
+    "net": ("o", MUTED),
+    "unet": ("o", MUTED),
+}
 
 
 def search_svg(curve: Sequence[StepTrial], trials: Sequence[StepTrial], edits: Sequence[Edit]) -> bytes:

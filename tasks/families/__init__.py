@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tasks.run import Run
     from unlearning.families import Editable, Request
 
-FAMILIES = ("clip", "restoration", "vlm")
+FAMILIES = ("clip", "restoration", "vlm", "diffusion")
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from unlearning.moment_sums import Moments
     from unlearning.retain_statistics import Wanted
 
-FAMILIES = ("clip", "restoration", "vlm")
+FAMILIES = ("clip", "restoration", "vlm", "diffusion")
 ANY = FAMILIES  # for a method that asks for nothing but the protocols here
 
 Progress = Callable[[str, int, int], None]
@@ -87,8 +87,7 @@ class Forgetting:
     Attributes:
         rates: by target, the share of its items that are known.
         rate: over the items of all targets.
-        score: a continuous figure of the family, over the same items: of CLIP the mean cosine of an image
-            and its class, of a restorer the mean gain in PSNR over the input, in dB.
+        score: a continuous figure of the family, over the same items (`contracts.values.StepTrial`).
         margin: continuous in the weights, negative exactly where every rate is at most `forget_target`.
     """
 

@@ -169,6 +169,10 @@ class ClipModel:
             if grad is not None
         )
 
+    def may_edit(self, layer: str) -> bool:
+        """Whether closed-form edits, which choose layers by their place, may change this weight."""
+        return layer in self.parameters
+
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids (N, L) on the CPU: start token, text, end token, then padding; see `text_lengths`."""
         ids: Tensor = self._tokenizer(list(texts))

@@ -120,6 +120,10 @@ class ReadClip(ClipModel):
         """Every vision weight that feeds the features."""
         return self.reader.candidates(self.parameters)
 
+    def may_edit(self, layer: str) -> bool:
+        """Whether the features depend on this weight."""
+        return layer in {candidate.name for candidate in self.candidates()}
+
 
 class VisionOnly(nn.Module):
     """A vision tower without its CLIP: no text tower, and no projection into a joint space.

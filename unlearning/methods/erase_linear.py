@@ -140,8 +140,7 @@ def _asked_layers(model: ClipModel, method: Method, named: str | None) -> list[L
         InputError: it cannot take an erasure, or its tower is not asked for; or none is named and every
             layer of the towers has something that passes by it, or is not used.
     """
-    used = {candidate.name for candidate in model.candidates()}
-    known = [layer for layer in linear_layers(model) if layer.weight in used]
+    known = linear_layers(model)
     if named is None:
         alone = [layer for layer in known if layer.alone and tower_of(layer.weight) in method.towers]
         if not alone:

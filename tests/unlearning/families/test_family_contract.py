@@ -11,7 +11,7 @@ import torch
 
 from contracts.errors import InputError, ModelError
 from contracts.values import Method
-from tests.unlearning import restoration_trained
+from tests.unlearning import diffusion_trained, restoration_trained
 from tests.unlearning.conftest import Task
 from tests.unlearning.families import vlm_tiny
 from unlearning import attempts, families, methods
@@ -33,7 +33,7 @@ class Case:
     target: int
 
 
-CASES = ("clip-vit", "clip-rn", "restoration", "vlm-vit", "vlm-rn")
+CASES = ("clip-vit", "clip-rn", "restoration", "vlm-vit", "vlm-rn", "diffusion")
 
 
 @pytest.fixture(params=CASES)
@@ -51,6 +51,9 @@ def case(
     if request.param == "restoration":
         sets = restoration_trained.sets()
         return Case("restoration", restoration_trained.trained, sets.request(), restoration_trained.METHOD, 0)
+    if request.param == "diffusion":
+        told, method = diffusion_trained.request(), diffusion_trained.METHOD
+        return Case("diffusion", diffusion_trained.trained, told, method, 0)
     kind = request.param.removeprefix("clip-")
 
     def trained() -> ClipModel:

@@ -96,7 +96,7 @@ def test_what_makes_no_pairs_is_refused(taught: Taught) -> None:
 def test_the_margin_has_the_sign_of_what_is_decoded(
     taught: Taught, task: Task, method: Method, kind: str
 ) -> None:
-    model = taught(kind)
+    model, method = taught(kind), replace(method, forget_at=1)
     inputs = task.inputs(TARGET)
     split = AnswerSplit(model, inputs, method, TASK)
     answers = model.answers(inputs.search_images, [TASK.question] * len(inputs.search_images))
@@ -107,6 +107,21 @@ def test_the_margin_has_the_sign_of_what_is_decoded(
         assert seen.rate == Names(NAMES).rate([answers[i] for i in own], [target] * len(own))
         assert (seen.margin < 0) == (seen.rate == 0)
         assert 0 < seen.score <= 1
+
+
+def test_deeper_a_name_counts_as_known_while_its_tokens_are_near_at_hand(
+    taught: Taught, task: Task, method: Method
+) -> None:
+    model, inputs = taught("vit"), task.inputs(TARGET)
+    known = []
+    for depth in (1, 2, 5):
+        split = AnswerSplit(model, inputs, replace(method, forget_at=depth), TASK)
+        seen = [split.view({}).forgetting([target]) for target in range(len(NAMES))]
+        known.append([(s.rate, s.margin) for s in seen if s is not None])
+    for shallow, deep in zip(known, known[1:], strict=False):
+        assert all(a <= b for (a, _), (b, _) in zip(shallow, deep, strict=True))
+        assert all(a < b for (_, a), (_, b) in zip(shallow, deep, strict=True))
+        assert all((margin < 0) == (rate == 0) for rate, margin in deep)
 
 
 @pytest.mark.parametrize("kind", KINDS)

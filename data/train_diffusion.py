@@ -1,0 +1,257 @@
+"""Stage `train-diffusion`: the reference text-to-image model, on the grid of objects and hands.
+
+Run as `python -m data.train_diffusion`.  A small diffusers UNet reads the token states of the reference
+CLIP's text tower, which stays as it is, and learns to draw every object of the grid in every hand.  A
+checkpoint under `.slugline/train/` makes it resumable: every batch is drawn from generators seeded by
+(seed, step), so a resumed run takes the same steps.
+
+Pictures are noised as squares of pixels (`diffusion_codec.Patches`): a picture of 32 px is an 8 x 8 map,
+which a UNet on two cores can be trained on.  The prediction is v (arXiv 2202.00512), the schedule the
+cosine with nothing left of the picture at its end (arXiv 2305.08891), the loss weighed by min(SNR, 5)
+(arXiv 2303.09556), and a little everywhere else.  What is published is a running average of the weights.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from contracts.canonical import digest
+from data.batches import Batches
+from data.checkpoint import resume, save
+from data.emoji_grid import Grid, caption, choose_grid, names_of, read_seen
+from data.train_judge import images, squares
+from unlearning.drawing import draw
+from unlearning.families.clip import ClipModel
+from unlearning.families.diffusion import DiffusionModel
+from unlearning.families.diffusion_config import build_unet
+from unlearning.judge import Judge, recognised
+
+OUT = Path("data/models")
+CHECKPOINTS = Path(".slugline/train")
+EVERY = 250
+SNR_CEILING = 5.0
+SEEDS = (188, 288)
+SCHEDULER = {
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+}
+
+
+def main() -> None:
+    """Train, resuming from the checkpoint of the same parameters; write model, metrics and curve."""
+    import yaml
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seed", type=int, help="instead of params.yaml's")
+    parser.add_argument("--without", type=Path, help="file of object ids, one a line, that are not drawn")
+    parser.add_argument("--stop-at", type=int, help="stop after this step, with a checkpoint to go on from")
+    parser.add_argument("--out", type=Path, default=OUT, help="gets diffusion/, diffusion.json and .csv")
+    told = parser.parse_args()
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    if told.seed is not None:
+        params["diffusion"]["seed"] = told.seed
+    drawings = pd.read_parquet("data/corpus/drawings.parquet")
+    grid = choose_grid(drawings, read_seen(pd.read_parquet("data/labels/labels.parquet")), params["grid"])
+    without = frozenset(told.without.read_text().split() if told.without else ())
+    train(drawings, grid, params, told.out, without, told.stop_at)
+
+
+def train(
+    drawings: pd.DataFrame,
+    grid: Grid,
+    params: dict[str, Any],
+    out: Path,
+    without: frozenset[str] = frozenset(),
+    stop_at: int | None = None,
+) -> None:
+    """Train on the grid's drawings and publish; see `main`."""
+    from tqdm import tqdm
+
+    options, templates = params["diffusion"], params["split"]["templates"]["object"]
+    torch.set_num_threads(int(os.environ.get("SLUGLINE_THREADS", "2")))
+    torch.manual_seed(options["seed"])
+    shown = drawings[drawings["object"].isin(grid.objects) & drawings["style_name"].isin(grid.styles)]
+    shown = shown[~shown["object"].isin(without)].sort_values("sha256")
+    model = new_model(ClipModel.load(Path(options["clip"])), options)
+    pupil = Pupil(model, images(squares(Batches.pixels(shown)), options["size"]), shown, templates, options)
+    averaged = {name: value.clone() for name, value in model.unet.state_dict().items()}
+    optimizer = torch.optim.AdamW(
+        model.unet.requires_grad_(True).parameters(), weight_decay=options["weight_decay"], fused=True
+    )
+    inputs = [options, params["grid"], templates, sorted(shown["sha256"]), model.config["clips"]]
+    checkpoint = CHECKPOINTS / f"diffusion-{digest(inputs)[:16]}.pt"
+    step, curve = resume(checkpoint, model.unet, averaged, optimizer)
+    last = options["steps"] if stop_at is None else min(stop_at, options["steps"])
+    losses = []
+    with tqdm(total=options["steps"], initial=step, desc="diffusion", unit="step") as bar:
+        while step < last:
+            losses.append(pupil.learn(optimizer, step))
+            decay = min(options["average"], (step + 1) / (step + 20))
+            for name, value in model.unet.state_dict().items():
+                averaged[name].lerp_(value, 1 - decay)
+            step += 1
+            bar.update()
+            if step % EVERY == 0 or step == last:
+                curve.append({"step": step, "loss": sum(losses) / len(losses)})
+                bar.set_postfix(loss=f"{curve[-1]['loss']:.4f}")
+                losses = []
+                save(checkpoint, model.unet, averaged, optimizer, step, curve)
+    model.unet.load_state_dict(averaged)
+    model.unet.eval().requires_grad_(False)
+    _publish(model, drawings, grid, curve, out, params)
+
+
+def new_model(clip: ClipModel, options: dict[str, Any]) -> DiffusionModel:
+    """An untrained UNet behind the text tower of a CLIP; the CLIP is kept whole, for its gradients."""
+    text_cfg = clip.config["model_cfg"]["text_cfg"]
+    entry = {name: clip.config[name] for name in ("model_cfg", "preprocess", "tokenizer")}
+    reads = {"blocks": text_cfg["layers"], "normed": True, "pooled": False, "padding": 0}
+    side = options["size"] // options["patch"]
+    channels = 3 * options["patch"] ** 2
+    unet = {
+        **options["unet"],
+        "sample_size": side,
+        "in_channels": channels,
+        "out_channels": channels,
+        "cross_attention_dim": text_cfg["width"],
+    }
+    config = {
+        "schema": 1,
+        "family": "diffusion",
+        "architecture": None,
+        "clips": [{**entry, "reads": reads}],
+        "unet": unet,
+        "codec": {"kind": "patches", "side": options["patch"]},
+        "scheduler": SCHEDULER,
+        "sampling": {"size": options["size"], **options["sampling"]},
+    }
+    torch.manual_seed(options["seed"])
+    net = build_unet(unet)
+    weights = {f"clip.{name}": value for name, value in clip.net.state_dict().items()}
+    weights |= {f"unet.{name}": value for name, value in net.state_dict().items()}
+    return DiffusionModel(config, weights, clip.vocabulary)
+
+
+class Pupil:
+    """What the UNet learns from: pictures, every caption's token states, and seeded batches of both.
+
+    Args:
+        model: its text towers are asked once; its UNet is trained in place.
+        pictures: uint8 (N, S, S, 3).
+        shown: N rows with name and style_name.
+        templates: caption templates of objects.
+        options: `diffusion` of params.yaml.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        pictures: Tensor,
+        shown: pd.DataFrame,
+        templates: list[str],
+        options: dict[str, Any],
+    ) -> None:
+        self._model, self._options = model, options
+        self._latents = model.encode(pictures)
+        texts = [""]
+        self._captions = []  # per picture: rows of `told` by (template, with or without the hand)
+        for name, style in zip(shown["name"], shown["style_name"], strict=True):
+            own = [(caption(t, name, style), caption(t, name, None)) for t in templates]
+            self._captions.append([[len(texts) + 2 * i, len(texts) + 2 * i + 1] for i in range(len(own))])
+            texts += [text for pair in own for text in pair]
+        with torch.no_grad():
+            self._told = model.conditioning(model.tokenize(texts)).states
+
+    def learn(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+        """One step on a seeded batch; returns the weighted loss."""
+        options, scheduler = self._options, self._model.scheduler
+        rng = np.random.default_rng([options["seed"], step])
+        generator = torch.Generator().manual_seed(options["seed"] * 1_000_003 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(step, options)
+        n = options["batch"]
+        rows = torch.from_numpy(rng.integers(len(self._latents), size=n))
+        told = torch.tensor([self._caption(int(row), rng) for row in rows])
+        n_times = scheduler.config["num_train_timesteps"]
+        # One timestep out of each n-th part of the schedule: less noise in the loss.
+        times = ((torch.arange(n) + torch.rand(n, generator=generator)) / n * n_times).long()
+        start = self._latents[rows]
+        noise = torch.randn(start.shape, generator=generator)
+        noised = scheduler.add_noise(start, noise, times)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            said = self._model.unet(noised, times, encoder_hidden_states=self._told[told]).sample
+        wrong = (said.float() - scheduler.get_velocity(start, noise, times)).square().mean((1, 2, 3))
+        kept = scheduler.alphas_cumprod[times]
+        snr = kept / (1 - kept)
+        loss = (wrong * snr.clamp(max=SNR_CEILING) / (snr + 1) + wrong / SNR_CEILING).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._model.unet.parameters(), 1.0)
+        optimizer.step()
+        return float(loss.detach())
+
+    def _caption(self, row: int, rng: np.random.Generator) -> int:
+        """Which text goes with a picture: mostly its hand is named; sometimes nothing is, for guidance."""
+        chance = rng.random()
+        if chance < self._options["untold"]:
+            return 0
+        own = self._captions[row][int(rng.integers(len(self._captions[row])))]
+        return own[0 if chance > self._options["untold"] + self._options["unnamed_hand"] else 1]
+
+
+def _learning_rate(step: int, options: dict[str, Any]) -> float:
+    """Linear warm-up, then cosine to 5 % of the peak."""
+    decay = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / options["steps"]))
+    return float(options["learning_rate"] * min(1.0, (step + 1) / options["warmup"]) * decay)
+
+
+def recognition(
+    model: DiffusionModel, judge: Judge, drawings: pd.DataFrame, grid: Grid, template: str
+) -> dict[str, float]:
+    """What the judge recognises of one picture per object, hand and seed."""
+    names = names_of(drawings, grid.objects)
+    cells = [(o, s, seed) for o in range(len(names)) for s in range(len(grid.styles)) for seed in SEEDS]
+    prompts = [caption(template, names[o], grid.styles[s]) for o, s, _ in cells]
+    said = judge(draw(model, prompts, [seed for _, _, seed in cells]))
+    return recognised(said, [o for o, _, _ in cells], [s for _, s, _ in cells])
+
+
+def _publish(
+    model: DiffusionModel,
+    drawings: pd.DataFrame,
+    grid: Grid,
+    curve: list[dict[str, float]],
+    out: Path,
+    params: dict[str, Any],
+) -> None:
+    """Write the model in half precision, then measure what was written."""
+    shutil.rmtree(out / "diffusion", ignore_errors=True)
+    model.save(out / "diffusion", torch.float16)
+    model = DiffusionModel.load(out / "diffusion")
+    found: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters.values())}
+    told = recognition(
+        model,
+        Judge.load(Path(params["diffusion"]["judge"])),
+        drawings,
+        grid,
+        params["split"]["templates"]["object"][1],
+    )
+    found |= {name: round(value, 4) for name, value in told.items()}
+    pd.DataFrame(curve).to_csv(out / "diffusion.csv", index=False)
+    (out / "diffusion.json").write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

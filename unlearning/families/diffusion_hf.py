@@ -1,0 +1,324 @@
+"""Diffusion pipelines of diffusers as slugline model folders, and back.
+
+diffusers and transformers read their own files, safetensors only and from the local folder only; what
+this module adds is the names: a text tower of transformers under open_clip's names, exactly.
+
+    transformers (CLIPTextModel)                    open_clip (CLIP)
+    embeddings.token_embedding.weight               token_embedding.weight
+    embeddings.position_embedding.weight            positional_embedding
+    encoder.layers.i.layer_norm1, layer_norm2       transformer.resblocks.i.ln_1, ln_2
+    encoder.layers.i.self_attn.{q,k,v}_proj         transformer.resblocks.i.attn.in_proj_{weight,bias}
+    encoder.layers.i.self_attn.out_proj             transformer.resblocks.i.attn.out_proj
+    encoder.layers.i.mlp.fc1, fc2                   transformer.resblocks.i.mlp.c_fc, c_proj
+    final_layer_norm                                ln_final
+    text_projection.weight                          text_projection, transposed
+"""
+
+import gzip
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contracts.errors import ModelError
+from unlearning.families.clip import ClipModel
+from unlearning.families.diffusion import CLIPS, DiffusionModel
+from unlearning.families.diffusion_config import FAMILY, options_of
+
+TEXT_FOLDERS = ("text_encoder", "text_encoder_2")
+TOKENIZER_FOLDERS = ("tokenizer", "tokenizer_2")
+PIPELINES = {"StableDiffusionPipeline": 7.5, "StableDiffusionXLPipeline": 5.0}  # class: usual guidance
+STEPS = 50
+# Relative difference up to which two copies of a tensor are the same but for half precision.
+ROUNDING = 1e-2
+
+_IN_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+_OUTSIDE = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+
+
+def from_diffusers(folder: Path, clips: Sequence[ClipModel | None] = ()) -> DiffusionModel:
+    """Read a pipeline of Stable Diffusion 1.x, 2.x or XL in diffusers' layout.
+
+    Args:
+        folder: the pipeline's, with `model_index.json`.
+        clips: for each text tower the CLIP that it was taken from, or None: a tower without its CLIP has
+            no gradients of the paper's kind.  Where both have a tensor, the pipeline's is taken.
+
+    Raises:
+        ModelError: a part is missing, is no safetensors file, or of a kind that is not supported; or a
+            text tower is not that of its CLIP (the message names the tensor).
+    """
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+    index = _json(folder / "model_index.json")
+    name = index.get("_class_name")
+    if name not in PIPELINES:
+        raise ModelError(f"a pipeline of class {name!r} is not supported; {', '.join(PIPELINES)} are")
+    is_xl = name == "StableDiffusionXLPipeline"
+    unet = _pretrained(UNet2DConditionModel, folder / "unet")
+    vae = _pretrained(AutoencoderKL, folder / "vae")
+    entries, vocabularies = [], []
+    weights: dict[str, Tensor] = {}
+    for i, part in enumerate(CLIPS[: 2 if is_xl else 1]):
+        entry, own, vocabulary = _text_tower(folder, i, is_xl)
+        clip = clips[i] if i < len(clips) else None
+        if clip is not None:
+            own = _completed(own, clip)
+            entry |= {key: clip.config[key] for key in ("model_cfg", "preprocess")}
+        entries.append(entry)
+        vocabularies.append(vocabulary)
+        weights |= {f"{part}.{key}": value for key, value in own.items()}
+    if len(set(vocabularies)) != 1:
+        raise ModelError("the pipeline's tokenizers have different vocabularies")
+    schedule = options_of(DDIMScheduler, _json(folder / "scheduler" / "scheduler_config.json"))
+    factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+    config = {
+        "schema": 1,
+        "family": FAMILY,
+        "architecture": name,
+        "clips": entries,
+        "unet": options_of(UNet2DConditionModel, unet.config),
+        "codec": {"kind": "vae", "config": options_of(AutoencoderKL, vae.config)},
+        # Latents are not bounded; DDIM's own default would clip them.
+        "scheduler": {**schedule, "clip_sample": False},
+        "sampling": {
+            "size": unet.config["sample_size"] * factor,
+            "steps": STEPS,
+            "guidance": PIPELINES[name],
+            "unconditional": "zeros"
+            if index.get("force_zeros_for_empty_prompt", is_xl) and is_xl
+            else "empty",
+        },
+    }
+    weights |= {f"unet.{key}": value for key, value in unet.state_dict().items()}
+    weights |= {f"vae.{key}": value for key, value in vae.state_dict().items()}
+    config = json.loads(json.dumps(config))  # tuples of diffusers' defaults become lists, as in a file
+    return DiffusionModel(config, weights, vocabularies[0])
+
+
+def to_diffusers(model: DiffusionModel, like: Path, folder: Path) -> None:
+    """Write the model in the layout of the pipeline it was read from.
+
+    Args:
+        model: as `from_diffusers` made it, edited or not.
+        like: that pipeline; everything but the weights of text towers and UNet is copied from there.
+        folder: must not exist.
+
+    Raises:
+        ModelError: the pipeline has another shape.
+    """
+    from diffusers import UNet2DConditionModel
+
+    edited = [*TEXT_FOLDERS[: len(model.encoders)], "unet"]
+    pickles = shutil.ignore_patterns("*.bin", "*.ckpt", "*.pt", "*.msgpack")
+
+    def left_out(at: str, names: list[str]) -> set[str]:
+        own = {n for n in names if ".safetensors" in n} if Path(at).name in edited else set()
+        return own | pickles(at, names)
+
+    shutil.copytree(like, folder, ignore=left_out)
+    parts: list[tuple[str, Any, dict[str, Tensor]]] = [
+        (name, _text_class(like / name), to_hf_text(encoder.net.state_dict()))
+        for name, encoder in zip(TEXT_FOLDERS, model.encoders, strict=False)
+    ]
+    parts.append(("unet", UNet2DConditionModel, dict(model.unet.state_dict())))
+    for name, kind, weights in parts:
+        net = _pretrained(kind, like / name)
+        named = {_short(key): key for key in net.state_dict()}
+        try:
+            # Blocks and projection that only the CLIP has stay behind.
+            net.load_state_dict({named[key]: value for key, value in weights.items() if key in named})
+        except RuntimeError:
+            raise ModelError(f"{name}: the pipeline has other tensors than the model") from None
+        net.save_pretrained(folder / name, safe_serialization=True)
+
+
+def from_hf_text(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A text tower of transformers under open_clip's names.
+
+    Raises:
+        ModelError: a name is none of a CLIP text tower's.
+    """
+    named = {_short(name): value for name, value in weights.items()}
+    found: dict[str, Tensor] = {}
+    for name, value in named.items():
+        if name in _OUTSIDE:
+            found[_OUTSIDE[name]] = value
+        elif name == "text_projection.weight":
+            found["text_projection"] = value.T.contiguous()
+        elif name == "embeddings.position_ids":
+            continue
+        else:
+            block, inner = _in_block(name, "encoder.layers.")
+            module, _, kind = inner.rpartition(".")
+            at = f"transformer.resblocks.{block}."
+            if module in _IN_LAYER:
+                found[f"{at}{_IN_LAYER[module]}.{kind}"] = value
+            elif module == "self_attn.q_proj":
+                stacked = [named[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+                found[f"{at}attn.in_proj_{kind}"] = torch.cat(stacked)
+            elif module not in ("self_attn.k_proj", "self_attn.v_proj"):
+                raise ModelError(f"{name} is no tensor of a CLIP text tower")
+    return found
+
+
+def to_hf_text(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `from_hf_text`; tensors of a vision tower and the logit scale are left out."""
+    outside = {own: name for name, own in _OUTSIDE.items()}
+    in_layer = {own: name for name, own in _IN_LAYER.items()}
+    found: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if name in outside:
+            found[outside[name]] = value
+        elif name == "text_projection":
+            found["text_projection.weight"] = value.T.contiguous()
+        elif name.startswith("transformer.resblocks."):
+            block, inner = _in_block(name, "transformer.resblocks.")
+            at = f"encoder.layers.{block}."
+            if inner.startswith("attn.in_proj_"):
+                kind = inner.removeprefix("attn.in_proj_")
+                for part, rows in zip("qkv", value.chunk(3), strict=True):
+                    found[f"{at}self_attn.{part}_proj.{kind}"] = rows.contiguous()
+            else:
+                module, _, kind = inner.rpartition(".")
+                found[f"{at}{in_layer[module]}.{kind}"] = value
+    return found
+
+
+def text_cfg_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """open_clip's `model_cfg`, text side only, of the configuration of a CLIPTextModel."""
+    text_cfg = {
+        "context_length": config["max_position_embeddings"],
+        "vocab_size": config["vocab_size"],
+        "width": config["hidden_size"],
+        "heads": config["num_attention_heads"],
+        "layers": config["num_hidden_layers"],
+        "mlp_ratio": config["intermediate_size"] / config["hidden_size"],
+    }
+    if config.get("layer_norm_eps", 1e-5) != 1e-5:
+        text_cfg["norm_kwargs"] = {"eps": config["layer_norm_eps"]}
+    if config["hidden_act"] not in ("gelu", "quick_gelu"):
+        raise ModelError(f"a text tower with activation {config['hidden_act']!r} is not supported")
+    return {"text_cfg": text_cfg, "quick_gelu": config["hidden_act"] == "quick_gelu"}
+
+
+def reads_of(n_blocks: int, is_xl: bool, second: bool, padding: int) -> dict[str, Any]:
+    """What a published pipeline reads of a tower of so many blocks (see `diffusion_text`)."""
+    blocks = n_blocks - 1 if is_xl else n_blocks
+    return {"blocks": blocks, "normed": not is_xl, "pooled": second, "padding": padding}
+
+
+def _text_tower(folder: Path, i: int, is_xl: bool) -> tuple[dict[str, Any], dict[str, Tensor], bytes]:
+    """Configuration entry, weights under open_clip's names, and vocabulary of the i-th text tower."""
+    at = folder / TEXT_FOLDERS[i]
+    weights = from_hf_text(_pretrained(_text_class(at), at).state_dict())
+    model_cfg = text_cfg_of(_json(at / "config.json"))
+    if "text_projection" in weights:
+        model_cfg["embed_dim"] = weights["text_projection"].shape[1]
+    merges, padding = _tokenizer(folder / TOKENIZER_FOLDERS[i])
+    text_cfg = model_cfg["text_cfg"]
+    entry = {
+        "model_cfg": model_cfg,
+        "tokenizer": {"kind": "simple", "context_length": text_cfg["context_length"], "vocab": "bpe.txt.gz"},
+        "reads": reads_of(text_cfg["layers"], is_xl, i == 1, padding),
+    }
+    return entry, weights, gzip.compress("\n".join(["", *merges]).encode(), mtime=0)
+
+
+def _text_class(folder: Path) -> Any:
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    kinds = {kind.__name__: kind for kind in (CLIPTextModel, CLIPTextModelWithProjection)}
+    for name in _json(folder / "config.json").get("architectures") or ():
+        if name in kinds:
+            return kinds[name]
+    raise ModelError(f"{folder.name} is no CLIP text tower of transformers")
+
+
+def _tokenizer(folder: Path) -> tuple[list[str], int]:
+    """The merges of a CLIP tokenizer of transformers, and the id it pads with."""
+    try:
+        if (folder / "merges.txt").exists():
+            lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+            merges = [line for line in lines[1:] if line]
+        else:
+            pairs = _json(folder / "tokenizer.json")["model"]["merges"]
+            merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
+    except (OSError, KeyError):
+        raise ModelError(f"{folder.name} holds neither merges.txt nor tokenizer.json") from None
+    pad = _json(folder / "tokenizer_config.json").get("pad_token", "<|endoftext|>")
+    pad = pad["content"] if isinstance(pad, Mapping) else pad
+    ids = {"!": 0, "<|endoftext|>": 2 * 256 + len(merges) + 1}
+    if pad not in ids:
+        raise ModelError(f"{folder.name} pads with {pad!r}; {' and '.join(ids)} are supported")
+    return merges, ids[pad]
+
+
+def _completed(own: Mapping[str, Tensor], clip: ClipModel) -> dict[str, Tensor]:
+    """The CLIP's tensors, with the pipeline's text tower in place of its own.
+
+    Raises:
+        ModelError: a tensor of the pipeline is missing there or differs by more than rounding.
+    """
+    state: dict[str, Tensor] = dict(clip.net.state_dict())
+    for name, value in own.items():
+        if name not in state or state[name].shape != value.shape:
+            raise ModelError(f"{name} of the pipeline's text tower is none of the CLIP's")
+        other = state[name].to(value)
+        if float((value - other).norm()) > ROUNDING * float(other.norm()):
+            raise ModelError(f"{name} of the pipeline's text tower is not that of the CLIP")
+    return {**state, **own}
+
+
+def _pretrained(kind: Any, folder: Path) -> Any:
+    """A part of a pipeline, from its safetensors files alone, in fp32.
+
+    Raises:
+        ModelError: the folder or its weights are missing or broken.
+    """
+    halves: Iterable[Path] = folder.glob("*.fp16.safetensors")
+    whole = any(".fp16." not in path.name for path in folder.glob("*.safetensors"))
+    variant = None if whole or not any(halves) else "fp16"
+    if not folder.is_dir() or (not whole and variant is None):
+        raise ModelError(f"{folder.name} holds no safetensors file")
+    try:
+        net = kind.from_pretrained(str(folder), use_safetensors=True, local_files_only=True, variant=variant)
+    except (OSError, ValueError, RuntimeError, KeyError):
+        raise ModelError(f"{folder.name} cannot be read as a {kind.__name__}") from None
+    return net.float()
+
+
+def _in_block(name: str, prefix: str) -> tuple[str, str]:
+    block, _, inner = name.removeprefix(prefix).partition(".")
+    if not name.startswith(prefix) or not block.isdigit():
+        raise ModelError(f"{name} is no tensor of a CLIP text tower")
+    return block, inner
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("text_model.")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ModelError(f"{path.parent.name}/{path.name} is missing or is not JSON") from None
+    if not isinstance(found, dict):
+        raise ModelError(f"{path.name} is no JSON object")
+    return found

@@ -1,0 +1,329 @@
+"""What a text-to-image model is asked to forget: an object or a hand, as drawings with captions.
+
+    forget objective   the concept's captions are to be read as neutral ones (`unlearning.denoising`); without
+                       neutral captions the denoising loss of the concept's own drawings is ascended instead
+    retain objective   the denoising loss of other drawings with their own captions; second moments are over
+                       all token states, which is what the UNet reads, and not the pooled feature alone
+    search split       prompts with seeds.  A picture is drawn, always from the same noise, and *shows* its
+                       concept while an independent judge finds it among its first `forget_at` classes
+
+The judge owes nothing to the model that is edited.  Nothing of a picture can be kept from before the edited
+stage, as every denoising step reads the text: a view of any stage draws anew.
+
+Shapes: N drawings, P prompts, C classes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from contracts.errors import InputError, ModelError
+from contracts.values import Method, Tower
+from unlearning import denoising
+from unlearning.accumulation import Gradients
+from unlearning.denoising import Draws
+from unlearning.drawing import draw
+from unlearning.families import Forgetting, Progress, deciding_margin
+from unlearning.families.clip import Images
+from unlearning.families.diffusion import DiffusionModel, tower_of
+from unlearning.moment_sums import Moments
+from unlearning.moments_collector import Collector
+from unlearning.retain_statistics import Wanted
+
+Judging = Callable[[NDArray[np.uint8]], Tensor]
+"""Logits (P, C) of pictures (P, S, S, 3)."""
+
+# Parts of the prompts to keep, after each of which it is asked whether a layer can still be the best.
+LOOKS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Drawings:
+    """Captioned drawings and the class of each.
+
+    Attributes:
+        images: uint8 (N, H, W, 3).
+        captions: N texts.
+        labels: (N,) classes.
+
+    Raises:
+        InputError: sizes contradict each other, or there are none.
+    """
+
+    images: Images
+    captions: tuple[str, ...]
+    labels: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if not len(self.images) == len(self.captions) == len(self.labels) or not len(self.labels):
+            raise InputError(
+                f"{len(self.images)} drawings, {len(self.captions)} captions and {len(self.labels)} labels "
+                "do not make a set"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Pictures to draw: P prompts, the seeds of their noise, and the class that each prompt names.
+
+    Raises:
+        InputError: sizes contradict each other, or there are none.
+    """
+
+    texts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    labels: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if not len(self.texts) == len(self.seeds) == len(self.labels) or not self.texts:
+            raise InputError(
+                f"{len(self.texts)} prompts, {len(self.seeds)} seeds and {len(self.labels)} labels "
+                "do not make a set"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusionRequest:
+    """The sets of one request to a text-to-image model, in memory.
+
+    Attributes:
+        class_ids: C opaque ids of what the judge tells apart on the axis of the request.
+        targets: what to forget, as indices into `class_ids`.
+        forget: drawings of the targets, captions naming them.
+        neutral: as many captions that name something else; None for ascent on the denoising loss.
+        retain: drawings of what is kept.
+        search: prompts for both.
+        judging: the judge's logits on that axis.
+        draws: how drawings are noised.
+        steps: of the sampler in the search, unless the model's own.
+        seed: of `draws`; what is searched has its own seeds.
+
+    Raises:
+        InputError: a target has no drawing or no prompt, or there is nothing to keep.
+    """
+
+    class_ids: tuple[str, ...]
+    targets: tuple[int, ...]
+    forget: Drawings
+    neutral: tuple[str, ...] | None
+    retain: Drawings
+    search: Prompts
+    judging: Judging
+    draws: Draws = field(default_factory=Draws)
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        n, targets = len(self.class_ids), set(self.targets)
+        if not targets or len(targets) != len(self.targets) or min(targets) < 0 or max(targets) >= n:
+            raise InputError(f"targets must be distinct classes in 0..{n - 1}, got {self.targets}")
+        for what, labels in (("forget", self.forget.labels), ("search", self.search.labels)):
+            for target in self.targets:
+                if target not in labels:
+                    raise InputError(f"concept {self.class_ids[target]} has no item in the {what} set")
+        if set(self.forget.labels.tolist()) - targets or targets & set(self.retain.labels.tolist()):
+            raise InputError("the forget set holds what is to be kept, or the retain set what is to go")
+        if not set(self.search.labels.tolist()) - targets:
+            raise InputError("the search set has no prompt for what is to be kept")
+        if self.neutral is not None and len(self.neutral) != len(self.forget.captions):
+            raise InputError(
+                f"{len(self.neutral)} neutral captions, {len(self.forget.captions)} forget captions"
+            )
+
+    @property
+    def seed(self) -> int:
+        """Of timesteps and noise."""
+        return self.draws.seed
+
+    def forget_gradient(
+        self, model: DiffusionModel, targets: Sequence[int], layers: Sequence[str], micro_batch: int
+    ) -> Gradients:
+        """Gradient of the forget loss that is ascended, mean over the targets' drawings and their draws.
+
+        Raises:
+            ModelError: a gradient is not finite (the message names the tensor).
+        """
+        rows = np.flatnonzero(np.isin(self.forget.labels, targets))
+        goal = None
+        if self.neutral is not None:
+            goal = denoising.neutral(model, [self.neutral[row] for row in rows])
+        return denoising.forget_gradient(
+            model,
+            np.asarray(self.forget.images)[rows],
+            [self.forget.captions[row] for row in rows],
+            goal,
+            layers,
+            draws=self.draws,
+            micro_batch=micro_batch,
+        )
+
+    def retain_gradient(
+        self, model: DiffusionModel, layers: Sequence[str], method: Method, progress: Progress
+    ) -> Gradients:
+        """Gradient of the denoising loss, mean over the retained drawings and their draws.
+
+        Raises:
+            ModelError: a gradient is not finite (the message names the tensor).
+        """
+        return self._retain_side(model, layers, method, progress, None)
+
+    def retain_gradient_and_moments(
+        self,
+        model: DiffusionModel,
+        layers: Sequence[str],
+        method: Method,
+        *,
+        widest: int,
+        with_outputs: bool,
+        known: Wanted | None,
+        progress: Progress,
+    ) -> tuple[Gradients, dict[str, Moments]]:
+        """`retain_gradient`, and second moments of what passes the layers that are matrices.
+
+        Nothing is known beforehand.
+
+        Raises:
+            ModelError: a gradient or a moment is not finite (the message names the tensor).
+        """
+        matrices = {layer: w for layer in layers if (w := model.parameters[layer]).ndim > 1}
+        collector = Collector(matrices, len(self.retain.labels), widest, with_outputs)
+        gradient = self._retain_side(model, layers, method, progress, collector)
+        collector.all_reduce()
+        sums = collector.sums()
+        return gradient, {layer: sums[layer].mean() for layer in sums}
+
+    def search_split(self, model: DiffusionModel, method: Method) -> "DiffusionSplit":
+        """The search split at the model's present weights."""
+        return DiffusionSplit(model, self, method)
+
+    def _retain_side(
+        self,
+        model: DiffusionModel,
+        layers: Sequence[str],
+        method: Method,
+        progress: Progress,
+        collector: Collector | None,
+    ) -> Gradients:
+        return denoising.retain_gradient(
+            model,
+            self.retain.images,
+            self.retain.captions,
+            layers,
+            draws=self.draws,
+            micro_batch=method.micro_batch,
+            watch=None if collector is None else collector.watch,
+            progress=lambda done, total: progress("retain gradient", done, total),
+        )
+
+
+class DiffusionSplit:
+    """Prompts, and what the judge says of their pictures under the weights at construction.
+
+    Raises:
+        ModelError: a picture is not finite.
+    """
+
+    def __init__(self, model: DiffusionModel, request: DiffusionRequest, method: Method) -> None:
+        self.model, self.method, self._request = model, method, request
+        self.labels = torch.as_tensor(request.search.labels)
+        self.kept_rows = torch.nonzero(~torch.isin(self.labels, torch.tensor(request.targets))).flatten()
+        self.logits = self.judged(torch.arange(len(self.labels)))
+
+    def place(self, layer: str) -> tuple[Tower, int]:
+        """Tower of a weight; each is one stage, see above."""
+        return tower_of(layer), 0
+
+    def view(self, stages: Mapping[Tower, int], before: Any = None) -> "DiffusionView":
+        """The split, ready for edits of the given towers; of none, everything is known already."""
+        return DiffusionView(self, known=not stages)
+
+    def judged(self, rows: Tensor) -> Tensor:
+        """The judge's logits (n, C) of pictures drawn anew for the prompts `rows` (n,).
+
+        Raises:
+            ModelError: a picture is not finite.
+        """
+        search = self._request.search
+        pictures = draw(
+            self.model,
+            [search.texts[row] for row in rows.tolist()],
+            [search.seeds[row] for row in rows.tolist()],
+            steps=self._request.steps,
+        )
+        return self._request.judging(pictures)
+
+    def rows_of(self, classes: Sequence[int]) -> Tensor:
+        """The prompts of some classes, ascending."""
+        return torch.nonzero(torch.isin(self.labels, torch.tensor(classes))).flatten()
+
+
+class DiffusionView:
+    """The search split under the weights of the moment, or as it was where everything is known."""
+
+    def __init__(self, split: DiffusionSplit, known: bool) -> None:
+        self._split, self._known = split, known
+
+    def forgetting(self, targets: Sequence[int], exact: bool = True) -> Forgetting | None:
+        """Which of the targets' pictures still show them; always exact."""
+        rows = self._split.rows_of(targets)
+        logits = self._logits(rows)
+        return None if logits is None else self._forgetting(logits, rows, targets)
+
+    def both(self, targets: Sequence[int]) -> tuple[Forgetting, float] | None:
+        """`forgetting`, and the share of the pictures to keep that show what they should."""
+        logits, rows = self._logits(torch.arange(len(self._split.labels))), self._split.rows_of(targets)
+        if logits is None:
+            return None
+        kept = self._split.kept_rows
+        shown = (margins(logits[kept], self._split.labels[kept]) > 0).double().mean()
+        return self._forgetting(logits[rows], rows, targets), float(shown)
+
+    def retained_rate_if(self, enough: Callable[[float], bool]) -> float | None:
+        """Share of the pictures to keep whose concept the judge names first; None once it is not `enough`."""
+        if not enough(1.0):
+            return None
+        kept = self._split.kept_rows
+        hits, left = 0, len(kept)
+        for start in range(LOOKS):
+            rows = kept[start::LOOKS]
+            if not len(rows):
+                continue
+            logits = self._logits(rows)
+            if logits is None:
+                return 0.0
+            hits += int((margins(logits, self._split.labels[rows]) > 0).sum())
+            left -= len(rows)
+            if left and not enough((hits + left) / len(kept)):
+                return None
+        return hits / len(kept)
+
+    def _logits(self, rows: Tensor) -> Tensor | None:
+        if self._known:
+            return self._split.logits[rows]
+        try:
+            return self._split.judged(rows)
+        except ModelError:
+            return None
+
+    def _forgetting(self, logits: Tensor, rows: Tensor, targets: Sequence[int]) -> Forgetting:
+        method, labels = self._split.method, self._split.labels[rows]
+        found = margins(logits, labels, method.forget_at)
+        own = {target: found[labels == target] for target in targets}
+        return Forgetting(
+            # A tie counts as known: the reading that is worse for us.
+            rates={target: float((m >= 0).double().mean()) for target, m in own.items()},
+            rate=float((found >= 0).double().mean()),
+            score=float(margins(logits, labels).double().mean()),
+            margin=max(deciding_margin(m, method.forget_target) for m in own.values()),
+        )
+
+
+def margins(logits: Tensor, labels: Tensor, at: int = 1) -> Tensor:
+    """(P,) by how much the logit of the label exceeds the `at`-th largest of the others."""
+    own = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return own[:, 0] - others.topk(at, dim=1).values[:, -1]
