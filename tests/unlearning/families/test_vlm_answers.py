@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ def test_deeper_a_name_counts_as_known_while_its_tokens_are_near_at_hand(
         split = AnswerSplit(model, inputs, replace(method, forget_at=depth), TASK)
         seen = [split.view({}).forgetting([target]) for target in range(len(NAMES))]
         known.append([(s.rate, s.margin) for s in seen if s is not None])
-    for shallow, deep in zip(known, known[1:], strict=False):
+    for shallow, deep in pairwise(known):
         assert all(a <= b for (a, _), (b, _) in zip(shallow, deep, strict=True))
         assert all(a < b for (_, a), (_, b) in zip(shallow, deep, strict=True))
         assert all((margin < 0) == (rate == 0) for rate, margin in deep)
