@@ -30,6 +30,7 @@ PARAMS = {
     "diffusion": {
         "seed": 2, "clip": "clip", "judge": "judge", "size": 16, "patch": 4, "steps": 4, "batch": 6,
         "learning_rate": 0.01, "weight_decay": 0.0, "warmup": 1, "average": 0.9, "untold": 0.1,
+        "together": {"steps": 3, "learning_rate": 0.005, "tower_rate": 0.01, "warmup": 1, "average": 0.8},
         "unnamed_hand": 0.2, "sampling": {"steps": 2, "guidance": 2.0},
         "unet": {
             "block_out_channels": [8, 8], "layers_per_block": 1, "attention_head_dim": 2,
@@ -145,32 +146,36 @@ def test_an_interrupted_run_ends_with_the_same_model_and_both_stages_publish(sta
     folder = stage / ".slugline" / "train"
     for path in folder.glob("diffusion-*"):
         path.unlink()
-    train_diffusion.train(drawings, grid, PARAMS, stage / "halves", stop_at=2)
-    early = DiffusionModel.load(stage / "halves" / "diffusion").net.state_dict()
+    train_diffusion.train(drawings, grid, PARAMS, stage / "first", stop_at=2)
+    train_diffusion.train(drawings, grid, PARAMS, stage / "second", stop_at=5)
     train_diffusion.train(drawings, grid, PARAMS, stage / "halves")
-    straight, halves = (
-        DiffusionModel.load(stage / name / "diffusion").net.state_dict() for name in ("straight", "halves")
+    straight, halves, first, second = (
+        DiffusionModel.load(stage / name / "diffusion").net.state_dict()
+        for name in ("straight", "halves", "first", "second")
     )
     for name, weight in straight.items():
         assert torch.equal(weight, halves[name]), name
-    assert any(not torch.equal(early[name], weight) for name, weight in straight.items())
     found = json.loads((stage / "halves" / "diffusion.json").read_text())
     assert set(found) == {"parameters", "object", "style", "both"}
-    assert pd.read_csv(stage / "halves" / "diffusion.csv")["step"].tolist() == [2, 4]
-    # The text tower is the CLIP's, whole and untouched.
+    assert pd.read_csv(stage / "halves" / "diffusion.csv")["step"].tolist() == [2, 4, 5, 7]
+    # In the first phase the text tower is the CLIP's, untouched; then another one, which learns.
     clip = ClipModel.load(stage / "clip").net.state_dict()
-    for name, weight in clip.items():
-        same = weight.half().float() if weight.is_floating_point() else weight
-        assert torch.equal(straight[f"clip.{name}"], same), name
+    tower = [name.removeprefix("clip.") for name in straight if name.startswith("clip.")]
+    assert not any(name.startswith("visual.") for name in tower)
+    assert all(torch.equal(first[f"clip.{name}"], clip[name].half().float()) for name in tower)
+    word = "clip.token_embedding.weight"
+    assert not torch.equal(second[word], first[word])
+    assert not torch.equal(straight[word], second[word])
+    assert any(not torch.equal(first[name], weight) for name, weight in second.items() if "unet" in name)
 
 
 def test_objects_can_be_left_out(stage: Path, drawings, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     real = train_diffusion.Pupil.__init__
 
-    def watch(self, model, pictures, shown, templates, options):
+    def watch(self, model, pictures, shown, templates, options, first_step):
         seen.extend(shown["object"])
-        real(self, model, pictures, shown, templates, options)
+        real(self, model, pictures, shown, templates, options, first_step)
 
     monkeypatch.setattr(train_diffusion.Pupil, "__init__", watch)
     monkeypatch.setattr(train_diffusion, "_publish", lambda *args: None)

@@ -93,7 +93,7 @@ class DiffusionModel:
         device: torch.device | str = "cpu",
     ) -> None:
         diffusion_config.check_config(config)
-        self.config, self.device, self._vocabulary = config, torch.device(device), vocabulary
+        self.config, self.device, self.vocabulary = config, torch.device(device), vocabulary
         self.sampling = diffusion_config.sampling(config)
         self.scheduler: Any = diffusion_config.build_scheduler(config["scheduler"])
         self.codec = build_codec(config["codec"])
@@ -154,8 +154,8 @@ class DiffusionModel:
         text = json.dumps(self.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         (folder / CONFIG).write_text(text, encoding="utf-8")
         names = [WEIGHTS, CONFIG]
-        if self._vocabulary is not None:
-            (folder / VOCABULARY).write_bytes(self._vocabulary)
+        if self.vocabulary is not None:
+            (folder / VOCABULARY).write_bytes(self.vocabulary)
             names.append(VOCABULARY)
         return {name: file_sha256(folder / name) for name in names}
 
