@@ -9,8 +9,8 @@ the prompts of the verdict (`tasks.families.diffusion`) in the words of UnlearnC
     KID  from those to the drawings
 
     "denoising loss"  SLUG along the gradient of the concept's own denoising loss, without neutral captions
-    "trained"         the baseline: many steps of Adam in all weights of the text tower, up the forget and down
-                      the retain objective, until the search split no longer shows the concept
+    "trained"         the baseline: many steps of Adam in all weights of the text tower, up the forget and
+                      down the retain objective, until the search split no longer shows the concept
 """
 
 import argparse
