@@ -54,7 +54,7 @@ KEY = "demo"
 )
 @as_json
 def demo(family: str, workspace: Path | None, as_json: bool) -> None:
-    """Watch a trained model forget, on evidence: a CLIP things, a restorer weather, a painter a thing and a hand.
+    """Watch a trained model forget, on evidence: a CLIP things, a restorer weather, a painter a hand.
 
     The reference model and its sets come from the DVC remote inside the repository; nothing is fetched from
     anywhere else.  Interrupted, it continues; finished, it shows the results again.  A verdict "failed" is
