@@ -60,8 +60,8 @@ KEY = "demo"
 )
 @as_json
 def demo(family: str, workspace: Path | None, as_json: bool) -> None:
-    """Watch a trained model forget, on evidence: a CLIP things, a photo restorer haze and rain,
-    a vision-language model the names of things.
+    """Watch a trained model forget, on evidence: a CLIP things, a photo restorer haze and rain, a painter a
+    thing and a hand, a vision-language model the names of things.
 
     The reference model and its sets come from the DVC remote inside the repository; nothing is fetched from
     anywhere else.  Interrupted, it continues; finished, it shows the results again.  A verdict "failed" is

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from contracts.errors import InputError
-from unlearning.picture_quality import frechet_distance, frechet_of_gaussians, kernel_distance
+from unlearning.picture_quality import (
+    frechet_distance,
+    frechet_of_gaussians,
+    kernel_distance,
+    kernel_distance_shares,
+)
 
 
 def rows(n: int, mean: float = 0.0, scale: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -66,3 +71,23 @@ def test_kid_is_the_mean_over_pairs() -> None:
 def test_sets_that_cannot_be_compared_are_refused(distance, second) -> None:
     with pytest.raises(InputError):
         distance(rows(5), second)
+
+
+def test_shares_of_kid_are_its_jackknife_pseudo_values() -> None:
+    one, other = rows(9), rows(7, mean=0.5, seed=1)
+    whole = kernel_distance(one, other)
+    without = [kernel_distance(np.delete(one, i, axis=0), other) for i in range(len(one))]
+    shares = kernel_distance_shares(one, other)
+    np.testing.assert_allclose(shares, 9 * whole - 8 * np.array(without))
+    assert shares.mean() == pytest.approx(whole)
+    with pytest.raises(InputError, match="at least 3"):
+        kernel_distance_shares(one[:2], other)
+
+
+def test_the_spread_of_the_shares_is_that_of_kid_from_draw_to_draw() -> None:
+    # Treating single pairs as a sample would promise far too much.
+    fixed = rows(60, mean=0.5, seed=999)
+    draws = [rows(60, seed=i) for i in range(120)]
+    spread = np.std([kernel_distance(own, fixed) for own in draws])
+    told = np.mean([np.std(kernel_distance_shares(own, fixed), ddof=1) / 60**0.5 for own in draws])
+    assert 0.75 * spread < told < 1.35 * spread
