@@ -35,11 +35,11 @@ DEMOS = {
         "data/models-restoration/restorer",
         (("data/sets/forget-haze", "object"), ("data/sets/forget-rain", "object")),
     ),
-    # The names that the CLIP demo forgets, in the answers of a model over the same vision tower.
+    # One name, and another, in the answers of a model over the vision tower of the first demo.
     "vlm": Demo(
         "emoji-vlm",
         "data/models/vlm",
-        (("data/sets/forget-bullseye", "object"), ("data/sets/forget-fruit", "object")),
+        (("data/sets/forget-bullseye", "object"), ("data/sets/forget-hot-beverage", "object")),
     ),
     # A thing, then the hand that draws things.
     "diffusion": Demo(
