@@ -6,10 +6,11 @@ Run as `python -m data.train_diffusion`.  In two phases it learns to draw every 
                stays as it is.  Objects come quickly, hands hardly: that tower was never asked for the hand
                once a thing is named, and gives four hands of the five the same states (0.03 to 0.14 apart
                at the end token, where things are 15)
-    together   the tower starts anew, with the sizes and the vocabulary of the CLIP's, and both learn
+    together   the tower starts anew, with the sizes and the vocabulary of the CLIP's, and both learn, in
+               rounds that start at the full learning rate again (arXiv 1608.03983)
 
-A checkpoint of each phase under `.slugline/train/` makes it resumable: every batch is drawn from generators
-seeded by (seed, step), so a resumed run takes the same steps.
+A checkpoint of each phase and round under `.slugline/train/` makes it resumable: every batch is drawn from
+generators seeded by (seed, step), so a resumed run takes the same steps.
 
 Pictures are noised as squares of pixels (`diffusion_codec.Patches`): a picture of 32 px is an 8 x 8 map,
 which a UNet on two cores can be trained on.  The prediction is v (arXiv 2202.00512), the schedule the
@@ -91,7 +92,7 @@ def train(
     clip = ClipModel.load(Path(options["clip"]))
     pictures = images(squares(Batches.pixels(shown)), options["size"])
     together = {**options, **options["together"]}
-    last = options["steps"] + together["steps"] if stop_at is None else stop_at
+    last = options["steps"] + together["rounds"] * together["steps"] if stop_at is None else stop_at
     deciding = {
         name: value for name, value in options.items() if name not in ("together", "sampling", "judge")
     }
@@ -100,11 +101,16 @@ def train(
     model = new_model(clip, options)
     pupil = Pupil(model, pictures, shown, templates, options, first_step=0)
     curve = learn(model.unet, pupil, options, CHECKPOINTS / f"diffusion-{digest(inputs)[:16]}.pt", last)
-    if last > options["steps"]:
-        model = with_new_tower(model, options)
-        pupil = Pupil(model, pictures, shown, templates, together, first_step=options["steps"])
-        checkpoint = CHECKPOINTS / f"diffusion-{digest([*inputs, options['together']])[:16]}.pt"
-        curve += learn(model.net, pupil, together, checkpoint, last - options["steps"])
+    own = {name: value for name, value in options["together"].items() if name != "rounds"}
+    for turn in range(together["rounds"]):
+        begun = options["steps"] + turn * together["steps"]
+        if last <= begun:
+            break
+        if turn == 0:
+            model = with_new_tower(model, options)
+        pupil = Pupil(model, pictures, shown, templates, together, first_step=begun)
+        checkpoint = CHECKPOINTS / f"diffusion-{digest([*inputs, own, turn])[:16]}.pt"
+        curve += learn(model.net, pupil, together, checkpoint, last - begun)
     _publish(model, drawings, grid, curve, out, params)
 
 

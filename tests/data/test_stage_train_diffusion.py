@@ -30,7 +30,9 @@ PARAMS = {
     "diffusion": {
         "seed": 2, "clip": "clip", "judge": "judge", "size": 16, "patch": 4, "steps": 4, "batch": 6,
         "learning_rate": 0.01, "weight_decay": 0.0, "warmup": 1, "average": 0.9, "untold": 0.1,
-        "together": {"steps": 3, "learning_rate": 0.005, "tower_rate": 0.01, "warmup": 1, "average": 0.8},
+        "together": {
+            "rounds": 2, "steps": 3, "learning_rate": 0.005, "tower_rate": 0.01, "warmup": 1, "average": 0.8
+        },
         "unnamed_hand": 0.2, "sampling": {"steps": 2, "guidance": 2.0},
         "unet": {
             "block_out_channels": [8, 8], "layers_per_block": 1, "attention_head_dim": 2,
@@ -148,6 +150,7 @@ def test_an_interrupted_run_ends_with_the_same_model_and_both_stages_publish(sta
         path.unlink()
     train_diffusion.train(drawings, grid, PARAMS, stage / "first", stop_at=2)
     train_diffusion.train(drawings, grid, PARAMS, stage / "second", stop_at=5)
+    train_diffusion.train(drawings, grid, PARAMS, stage / "third", stop_at=8)
     train_diffusion.train(drawings, grid, PARAMS, stage / "halves")
     straight, halves, first, second = (
         DiffusionModel.load(stage / name / "diffusion").net.state_dict()
@@ -157,7 +160,7 @@ def test_an_interrupted_run_ends_with_the_same_model_and_both_stages_publish(sta
         assert torch.equal(weight, halves[name]), name
     found = json.loads((stage / "halves" / "diffusion.json").read_text())
     assert set(found) == {"parameters", "object", "style", "both"}
-    assert pd.read_csv(stage / "halves" / "diffusion.csv")["step"].tolist() == [2, 4, 5, 7]
+    assert pd.read_csv(stage / "halves" / "diffusion.csv")["step"].tolist() == [2, 4, 5, 7, 8, 10]
     # In the first phase the text tower is the CLIP's, untouched; then another one, which learns.
     clip = ClipModel.load(stage / "clip").net.state_dict()
     tower = [name.removeprefix("clip.") for name in straight if name.startswith("clip.")]
