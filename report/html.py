@@ -10,7 +10,6 @@ from typing import Any
 
 import jinja2
 
-from contracts.metrics import HITS
 from contracts.values import RunSeconds
 from report import metrics, pictures, words
 from report.plots.search import JOINT, is_kept
@@ -47,7 +46,7 @@ def render(record: RunRecord) -> str:
         neighbours=[r for r in rows if r.metric.concept],
         levels=metrics.level_rows(record.measurements),
         score=metrics.score_of_trials(record.measurements),
-        hits=HITS,
+        meanings=metrics.meanings(record.measurements),
         edited={(concept, e.layer) for e in record.edits for concept in e.concepts},
         kept=lambda trial: is_kept(trial, record.edits),
         seconds=_seconds(record.seconds),

@@ -141,6 +141,12 @@ def score_of_trials(measurements: Measurements) -> str:
     return SCORES.get(next(found, ""), "Score")
 
 
+def meanings(measurements: Measurements) -> list[tuple[str, str]]:
+    """What each yes-or-no question of a run asks, by its short name; none of ranked answers."""
+    asked = {metric.measure for name in measurements.rates if (metric := parse(name)) is not None}
+    return [(SHORT[word], means) for word, means in HITS.items() if word in asked]
+
+
 def level_rows(measurements: Measurements) -> list[LevelRow]:
     """Levels in reading order: subjects, then single neighbours by loss."""
     found = [

@@ -105,7 +105,8 @@ def test_the_report_shows_what_both_models_said(answered: Done) -> None:
     text = page.read_text()
     assert text.count("before: a ") >= 4
     assert "named, of the retained concepts dropped by at most" in text
-    assert "number told" in text
+    assert "<strong>number told</strong>: the answer to the question how many" in text
+    assert "FA@" not in text
     assert "comparisons" not in json.loads(page.with_name("report.json").read_text())
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from contracts.values import Level, Measurements
-from report.metrics import figure, level_rows, metric_words, parse
+from contracts.values import Level, Measurements, Rate
+from report.metrics import figure, level_rows, meanings, metric_words, parse
 
 NAMES = {"c-0000000a": "rain"}
 
@@ -59,3 +59,11 @@ def test_levels_are_read_by_measure_then_subject_then_loss() -> None:
         ("neighbour", "psnr", "c-0000000b"),
         ("retain", "ssim", ""),
     ]
+
+
+def test_what_a_question_asks_is_told_and_ranks_need_no_telling() -> None:
+    some = Rate(10, 10, 1, 0.1, 0.0, 0.4)
+    asked = Measurements({"forget.named.after": some, "cross.colour.before": some}, {})
+    assert [short for short, _ in meanings(asked)] == ["named", "colour told"]
+    assert "contains its name" in meanings(asked)[0][1]
+    assert meanings(Measurements({"forget.fa1.after": some, "retain.t2i5.after": some}, {})) == []
