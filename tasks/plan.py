@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from data.pins import PinnedRepo
 
-SOFTWARE = ("slugline", "torch", "open_clip_torch", "numpy")
+SOFTWARE = ("slugline", "torch", "open_clip_torch", "diffusers", "transformers", "numpy")
 GATES_FILE = "gates.yaml"
 LABELS_FILE = "labels.parquet"
 THREADS_VARIABLE = "SLUGLINE_THREADS"
