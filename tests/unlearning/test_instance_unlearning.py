@@ -43,7 +43,9 @@ def gains(model: RestorationModel, label: int) -> torch.Tensor:
 
 
 def test_methods_are_listed_by_family() -> None:
-    assert methods.names("restoration") == ("instance-unlearning", "slug", "slug-preconditioned")
+    for_all = ("gradient-ascent", "slug", "slug-preconditioned")
+    assert methods.names("restoration") == ("gradient-ascent", "instance-unlearning", *for_all[1:])
+    assert methods.names("vlm") == methods.names("diffusion") == for_all
     assert "instance-unlearning" not in methods.names("clip")
     assert set(methods.names("clip")) | set(methods.names("restoration")) == set(methods.names())
 

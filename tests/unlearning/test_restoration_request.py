@@ -186,7 +186,7 @@ def test_the_same_request_gives_the_same_bits() -> None:
 
 
 def test_methods_of_other_families_are_refused(model: RestorationModel) -> None:
-    for name in ("uce", "erase-linear", "gradient-ascent"):
+    for name in ("uce", "erase-linear", "fine-tuning"):
         with pytest.raises(
             InputError, match=f"{name} edits models of family clip, this one is of restoration"
         ):
