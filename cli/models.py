@@ -21,7 +21,7 @@ def models() -> None:
 @click.option(
     "--folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A model folder, or a LLaVA folder of transformers.",
+    help="A model folder; or a LLaVA of transformers, or a Stable Diffusion pipeline of diffusers.",
 )
 @click.option("--architecture", help="An open_clip architecture, for example ViT-B-32; promptir or adair.")
 @click.option(
@@ -33,7 +33,7 @@ def models() -> None:
 @click.option(
     "--clip",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="With a LLaVA: model folder of the CLIP whose vision tower it has.",
+    help="With these: model folder of the CLIP whose vision or text tower they have.",
 )
 @click.option("--question", help="With a LLaVA: what asks for a name.  [default: for a person's]")
 @click.option(
@@ -61,13 +61,20 @@ def import_(
     slugline models import --name clip --architecture ViT-B-32 --pretrained laion400m_e32
     slugline models import --name restorer --architecture promptir --checkpoint promptir.ckpt
     slugline models import --name llava --folder llava-1.5-7b-hf --question "What is this?"
+    slugline models import --name painter --folder stable-diffusion-v1-5
     """
     if (folder is None) == (architecture is None) or (folder is not None and (checkpoint or pretrained)):
         raise InputError("give either --folder, or --architecture with --checkpoint or --pretrained")
     workspace = Workspace.open()
     # Only now: with it comes Prefect, which makes its own folder inside the workspace.
     from tasks.models import import_model
-    from tasks.published import convert_checkpoint, convert_llava, is_llava
+    from tasks.published import (
+        convert_checkpoint,
+        convert_diffusers,
+        convert_llava,
+        is_diffusers,
+        is_llava,
+    )
 
     with workspace.run_folder("convert") as scratch:
         if architecture is not None:
@@ -77,8 +84,11 @@ def import_(
         if is_llava(folder):
             convert_llava(folder, clip, question, scratch / "llava")
             folder = scratch / "llava"
+        elif is_diffusers(folder) and not question:
+            convert_diffusers(folder, clip, scratch / "diffusion")
+            folder = scratch / "diffusion"
         elif clip or question:
-            raise InputError(f"--clip and --question go with a LLaVA folder, {folder} is none")
+            raise InputError(f"--clip goes with a LLaVA or a pipeline, --question with a LLaVA: {folder}")
         told, version = import_model(workspace, folder, name)
     if receipt is not None:
         receipt.write_text(json.dumps(to_plain(told), indent=2) + "\n", encoding="utf-8")

@@ -59,3 +59,26 @@ def convert_llava(source: Path, clip: Path | None, question: str | None, folder:
     told: dict[str, Any] = {} if question is None else {"question": question}
     matching = None if clip is None else ClipModel.load(clip)
     VlmModel.from_pretrained(source, clip=matching, **told).save(folder)
+
+
+def is_diffusers(folder: Path) -> bool:
+    """Whether a folder is a pipeline's, as diffusers saves one."""
+    return (folder / "model_index.json").is_file()
+
+
+def convert_diffusers(source: Path, clip: Path | None, folder: Path) -> None:
+    """Write a Stable Diffusion pipeline of diffusers (1.x, 2.x, XL) as a model folder.
+
+    Args:
+        source: the pipeline's folder.
+        clip: model folder of the CLIP whose text tower the first one is; without it there are no gradients
+            of the paper's kind.
+        folder: gets the model.
+
+    Raises:
+        ModelError: see `unlearning.families.diffusion_hf.from_diffusers`, and of `clip` `ClipModel.load`.
+    """
+    from unlearning.families.clip import ClipModel
+    from unlearning.families.diffusion_hf import from_diffusers
+
+    from_diffusers(source, [] if clip is None else [ClipModel.load(clip)]).save(folder)

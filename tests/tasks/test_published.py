@@ -11,7 +11,8 @@ from contracts.errors import InputError, ModelError
 from intake.workspace import Workspace
 from tasks.families import load
 from tasks.models import import_model
-from tasks.published import convert_checkpoint, convert_llava, is_llava
+from tasks.published import convert_checkpoint, convert_diffusers, convert_llava, is_diffusers, is_llava
+from tests.unlearning.families.test_diffusion_hf import pipeline
 from tests.unlearning.families.test_vlm_llava import llava, written
 from tests.world import World
 from unlearning.families.restoration import build_network, configuration
@@ -41,6 +42,16 @@ def test_a_clip_with_another_vision_tower_is_refused(world: World, tmp_path: Pat
     with pytest.raises(ModelError, match="is not the one that is read"):
         convert_llava(source, world.model, None, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_pipeline_of_diffusers_becomes_a_model_that_can_be_registered(tmp_path: Path) -> None:
+    pipeline(tmp_path, "SD")
+    assert is_diffusers(tmp_path / "pipe")
+    assert not is_diffusers(tmp_path)
+    convert_diffusers(tmp_path / "pipe", None, tmp_path / "model")
+    receipt, version = import_model(Workspace.open(tmp_path / "home", environ={}), tmp_path / "model", "p")
+    assert (receipt.family, version) == ("diffusion", "1")
+    assert {c.tower for c in load("diffusion", tmp_path / "model").candidates()} == {"text", "unet"}
 
 
 def test_a_promptir_checkpoint_is_read_at_the_published_size(tmp_path: Path) -> None:
