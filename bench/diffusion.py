@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from bench.provenance import provenance
+from bench.variants import picked_from
 from contracts.canonical import from_plain
 from contracts.errors import InputError, SluglineError
 from contracts.values import Axis, Method, Plan
@@ -63,10 +64,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    picked = [label.strip() for label in options.methods.split(";") if label.strip()] or list(VARIANTS)
-    unknown = [label for label in picked if label not in VARIANTS]
-    if unknown:
-        raise InputError(f"unknown method {unknown[0]!r}; there are {'; '.join(VARIANTS)}")
+    picked = picked_from(options.methods, VARIANTS)
     repo, rows = repository(), []
     for row in compare(repo / "data", repo / MODEL, options.axis, options.target, picked, options.threads):
         print(line(row), file=sys.stderr)

@@ -23,8 +23,9 @@ import numpy as np
 
 from bench.provenance import provenance
 from bench.requests import linked_sets, plan_for
+from bench.variants import picked_from
 from contracts.canonical import from_plain
-from contracts.errors import InputError, SluglineError
+from contracts.errors import SluglineError
 from contracts.values import Measurements, Method
 from gates.runner import run_suite
 from gates.suite import load_suite
@@ -63,10 +64,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    picked = [label.strip() for label in options.methods.split(";") if label.strip()] or list(VARIANTS)
-    unknown = [label for label in picked if label not in VARIANTS]
-    if unknown:
-        raise InputError(f"unknown method {unknown[0]!r}; there are {'; '.join(VARIANTS)}")
+    picked = picked_from(options.methods, VARIANTS)
     folder = options.model or repository() / MODEL
     told = {} if options.forget_at is None else {"forget_at": options.forget_at}
     rows = []
