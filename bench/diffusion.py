@@ -8,9 +8,9 @@ the prompts of the verdict (`tasks.families.diffusion`) in the words of UnlearnC
     CRA  share of the same pictures that are recognised on the other axis
     KID  from those to the drawings
 
-    "denoising loss"  SLUG along the gradient of the concept's own denoising loss, without neutral captions
-    "trained"         the baseline: many steps of Adam in all weights of the text tower, up the forget and
-                      down the retain objective, until the search split no longer shows the concept
+"slug, denoising loss" goes along the gradient of the concept's own denoising loss, without neutral captions.
+The trained baselines take many steps in all weights of the text tower, until the search split no longer shows
+the concept.
 """
 
 import argparse
@@ -22,8 +22,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import process_time
 from typing import Any
-
-import torch
 
 from bench.provenance import provenance
 from bench.variants import picked_from
@@ -37,22 +35,22 @@ from tasks.progress import bar
 from unlearning import methods
 from unlearning.determinism import deterministic
 from unlearning.families.diffusion import DiffusionModel
-from unlearning.families.diffusion_request import DiffusionRequest
 
 MODEL = "data/models/diffusion"
 COMMON: Mapping[str, Any] = {"towers": ["text"], "micro_batch": 16}
 # Out of the judge's first so many classes in the search, of the few hands and of the many objects.
 FORGET_AT: Mapping[Axis, int] = {"object": 5, "style": 2}
-DENOISING, TRAINED = "slug, denoising loss", "trained"
+DENOISING = "slug, denoising loss"
+BUDGET = {"learning_rates": [2e-4], "steps": 24, "weight_decay": 0.0}
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "slug": {"name": "slug"},
     "slug-preconditioned": {"name": "slug-preconditioned"},
     "slug, unet": {"name": "slug", "towers": ["unet"]},
     "slug-preconditioned, unet": {"name": "slug-preconditioned", "towers": ["unet"]},
     DENOISING: {"name": "slug"},
-    TRAINED: {"name": "slug"},
+    "gradient ascent": {"name": "gradient-ascent", "options": BUDGET},
+    "ascent-finetuning": {"name": "ascent-finetuning", "options": BUDGET},
 }
-TRAINED_STEPS, TRAINED_RATE = 24, 2e-4
 
 
 def main() -> None:
@@ -106,19 +104,15 @@ def compare(
                 request = replace(request, neutral=None)
             method = from_plain(Method, {**COMMON, "forget_at": FORGET_AT[axis], **VARIANTS[label]})
             began = process_time()
-            if label == TRAINED:
-                reached, tensors = train(edited, request, method)
-            else:
-                with bar(label) as tell:
-                    outcome = methods.unlearn(edited, request, method, tell)
-                reached, tensors = outcome.reached_target, len(outcome.edits)
-            spent = {"cpu_seconds": round(process_time() - began, 1), "tensors": tensors}
+            with bar(label) as tell:
+                outcome = methods.unlearn(edited, request, method, tell)
+            spent = {"cpu_seconds": round(process_time() - began, 1), "tensors": len(outcome.edits)}
             original = DiffusionModel.load(model)
             measured = diffusion.measured(plan, folder, original, edited, method.towers).figures
             yield {
                 "method": label,
                 "target": target,
-                "reached_target": reached,
+                "reached_target": outcome.reached_target,
                 **spent,
                 **{
                     name: {
@@ -134,32 +128,6 @@ def compare(
                     for state in ("before", "after")
                 },
             }
-
-
-def train(model: DiffusionModel, request: DiffusionRequest, method: Method) -> tuple[bool, int]:
-    """Many small steps in all weights of the towers; whether the target was reached, and how many weights.
-
-    The kin of concept ablation (arXiv 2303.13516), with the objectives that the single steps have.
-    """
-    layers = [c.name for c in model.candidates() if c.tower in method.towers]
-    weights = [model.parameters[layer] for layer in layers]
-    view = request.search_split(model, method).view(dict.fromkeys(method.towers, 0))
-    optimizer = torch.optim.Adam(weights, lr=TRAINED_RATE, maximize=True)
-    reached = False
-    for step in range(TRAINED_STEPS):
-        forget = request.forget_gradient(model, request.targets, layers, method.micro_batch)
-        retain = request.retain_gradient(model, layers, method, lambda *told: None)
-        for layer, weight in zip(layers, weights, strict=True):
-            weight.grad = forget[layer] - retain[layer]
-        optimizer.step()
-        if step % 2:
-            seen = view.forgetting(request.targets)
-            reached = seen is not None and seen.worst <= method.forget_target
-            if reached:
-                break
-    for weight in weights:
-        weight.grad = None
-    return reached, len(layers)
 
 
 def line(row: Mapping[str, Any]) -> str:

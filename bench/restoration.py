@@ -40,6 +40,17 @@ from unlearning.families.restoration_request import RestorationRequest
 MODEL = "data/models-restoration/restorer"
 COMMON: Mapping[str, Any] = {"towers": ["net"], "forget_target": 0.5, "micro_batch": 16}
 TRAINED = "instance-unlearning"
+# Relabelling that goes on until single images no longer differ: the house's method.
+WHOLE: Mapping[str, Any] = {
+    "forget": "identity",
+    "distance": "log-mse",
+    "protect": "answers",
+    "weight": 4.0,
+    "learning_rates": [1e-3],
+    "steps": 50,
+    "schedule": "full",
+    "visible": 1.0,
+}
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "slug": {"name": "slug"},
     "slug-preconditioned": {"name": "slug-preconditioned", "options": {"layers": 6}},
@@ -50,6 +61,12 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "ascent, retained": {"name": TRAINED, "options": {"protect": "retained", "weight": 4.0}},
     "relabel": {"name": TRAINED, "options": {"forget": "identity", "protect": "none"}},
     "relabel, retained": {"name": TRAINED, "options": {"forget": "identity", "protect": "retained"}},
+    "relabel, answers, all steps": {"name": TRAINED, "forget_target": 0.05, "options": WHOLE},
+    "relabel, answers, all steps, L1": {
+        "name": TRAINED,
+        "forget_target": 0.05,
+        "options": {**WHOLE, "distance": "l1"},
+    },
 }
 
 

@@ -9,14 +9,19 @@ The optimiser is that of the paper's comparison (AdamW, weight decay 0.1, batch 
 differences: the model stays in eval() mode, so that BatchNorm statistics never move, and the rate
 is constant, because a cosine schedule is tied to a length that a stopped run does not have.
 
+Where the forget loss is bounded (relabelling, for instance) there is nothing to overshoot: such a run may
+take all its steps, the rate falling to zero, and gains what a first glimpse of the target does not give,
+that single items do not differ.
+
 Shapes: B pairs of a batch, D embedding width.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isfinite
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,15 +40,18 @@ class Budget:
     """How much training a method may do.
 
     learning_rates: the grid; every rate starts anew from the original weights.
-    steps: optimiser steps for each rate; the run ends earlier where the target is reached.
+    steps: optimiser steps for each rate.
     batch: pairs of each set in a step; a smaller set is taken whole.
     weight_decay: of AdamW, on matrices and kernels only.
+    schedule: "stop" ends a run at the first step that reaches the target.  "full" takes all steps, the
+        second half at a rate that falls to zero, and counts as it stands at the end.
     """
 
     learning_rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
     steps: int = 50
     batch: int = 32
     weight_decay: float = 0.1
+    schedule: Literal["stop", "full"] = "stop"
 
     def __post_init__(self) -> None:
         if not self.learning_rates or not all(isfinite(r) and r > 0 for r in self.learning_rates):
@@ -54,6 +62,14 @@ class Budget:
             )
         if self.weight_decay < 0:
             raise InputError(f"weight_decay must not be negative, got {self.weight_decay}")
+
+    def factor(self, step: int) -> float:
+        """Of the learning rate at a step, 1 to `steps`."""
+        return min(1.0, 2 * (self.steps - step + 1) / self.steps) if self.schedule == "full" else 1.0
+
+    def looks(self, step: int) -> bool:
+        """Whether the target is looked at after a step: each, or of a full run each eighth and the last."""
+        return self.schedule == "stop" or step % max(self.steps // 8, 1) == 0 or step == self.steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +118,40 @@ class Batches:
                 )
 
 
+@dataclass(frozen=True, eq=False)
+class WholeSets:
+    """The whole forget and retain set in every step, by the objectives of any family's request.
+
+    Attributes:
+        model: at the weights of the moment.
+        request: whose gradients are taken.
+        method: names the micro-batch.
+        names: the tensors that are trained.
+    """
+
+    model: Editable
+    request: Request
+    method: Method
+    names: tuple[str, ...]
+
+    def ascended(self) -> Tensor:
+        """Scalar with the gradient that forgetting ascends; its value means nothing."""
+        gradient = self.request.forget_gradient(
+            self.model, self.request.targets, self.names, self.method.micro_batch
+        )
+        return self._along(gradient)
+
+    def descended(self) -> Tensor:
+        """Scalar with the gradient that retaining descends; its value means nothing."""
+        return self._along(
+            self.request.retain_gradient(self.model, self.names, self.method, lambda what, done, total: None)
+        )
+
+    def _along(self, gradient: Mapping[str, Tensor]) -> Tensor:
+        """Weights times a gradient, taken as a constant."""
+        return torch.stack([(self.model.parameters[n] * g).sum() for n, g in gradient.items()]).sum()
+
+
 Drawn = TypeVar("Drawn")
 """Whatever a loss draws its batches from, made anew for each learning rate."""
 
@@ -130,7 +180,7 @@ def train(
         batches: what the loss draws from, the same from the beginning each time.
         loss: what a step descends.
         profile: handed on to the outcome.
-        progress: told of every rate that is done.
+        progress: told of every step.
         masks: entries (bool) that may change, by tensor; all where a tensor has none.
 
     Raises:
@@ -141,12 +191,18 @@ def train(
     trainer = _Trainer(model, judge, names, budget, loss, masks or {})
     attempts: list[Attempt] = []
     trials: list[StepTrial] = []
-    for done, rate in enumerate(sorted(budget.learning_rates), start=1):
-        attempt, path = trainer.run(rate, batches())
+    total = budget.steps * len(budget.learning_rates)
+    for run, rate in enumerate(sorted(budget.learning_rates)):
+        tell = partial(_told, progress, budget.steps * run, total)
+        attempt, path = trainer.run(rate, batches(), tell)
         attempts += [attempt] if attempt else []
         trials += path
-        progress("learning rates", done, len(budget.learning_rates))
+        tell(budget.steps)
     return settle(model, inputs, judge, attempts, profile, trials)
+
+
+def _told(progress: Progress, before: int, total: int, step: int) -> None:
+    progress("training", before + step, total)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,32 +214,41 @@ class _Trainer(Generic[Drawn]):
     loss: Callable[[Drawn], Tensor]
     masks: Mapping[str, Tensor]
 
-    def run(self, rate: float, batches: Drawn) -> tuple[Attempt | None, list[StepTrial]]:
-        """One learning rate: the attempt, None if the first step breaks the model, and every trial.
+    def run(
+        self, rate: float, batches: Drawn, tell: Callable[[int], None]
+    ) -> tuple[Attempt | None, list[StepTrial]]:
+        """One learning rate: the attempt, None if the first look finds a broken model, and every trial.
 
-        A run that does not reach the target in time, or breaks, counts as it stood where it was closest.
+        A run that does not reach the target in time, or breaks, counts as it stood where it was closest;
+        a full run, as it stood last.
         """
-        weights, trials = self.model.parameters, []
-        closest: tuple[int, Forgetting, dict[str, Tensor]] | None = None
+        weights, trials, stops = self.model.parameters, [], self.budget.schedule == "stop"
+        counts: tuple[int, int, Forgetting, dict[str, Tensor]] | None = None
         with restored(weights, self.names) as originals, self._optimizer(rate) as optimizer:
             for step in range(1, self.budget.steps + 1):
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * self.budget.factor(step)
                 self._step(optimizer, batches, originals)
+                tell(step)
+                if not self.budget.looks(step):
+                    continue
                 seen = self.judge.forgetting()
                 if seen is None:
                     break
                 trials.append(self.judge.trial(rate * step, seen))
-                if closest is None or (seen.worst, seen.rate) < (closest[1].worst, closest[1].rate):
-                    closest = step, seen, {name: weights[name].detach().clone() for name in self.names}
-                if self.judge.reached(seen):
+                if not stops or counts is None or (seen.worst, seen.rate) < (counts[2].worst, counts[2].rate):
+                    kept = {name: weights[name].detach().clone() for name in self.names}
+                    counts = step, len(trials), seen, kept
+                if stops and self.judge.reached(seen):
                     break
-            if closest is None:
+            if counts is None:
                 return None, trials
-            step, seen, kept = closest
+            step, looked, seen, kept = counts
             assign(weights, kept)
             retained = self.judge.retained_rate()
-        trials[step - 1] = replace(trials[step - 1], retained_rate=retained)
+        trials[looked - 1] = replace(trials[looked - 1], retained_rate=retained)
         reached = self.judge.reached(seen)
-        return Attempt(rate * step, kept, seen, reached, retained, tuple(trials[:step])), trials
+        return Attempt(rate * step, kept, seen, reached, retained, tuple(trials[:looked])), trials
 
     @contextmanager
     def _optimizer(self, rate: float) -> Iterator[torch.optim.Optimizer]:

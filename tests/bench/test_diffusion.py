@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.diffusion import COMMON, FORGET_AT, TRAINED, VARIANTS, compare, line
+from bench.diffusion import COMMON, FORGET_AT, VARIANTS, compare, line
 from contracts.canonical import from_plain
 from contracts.errors import InputError
 from contracts.values import Method
@@ -34,7 +34,7 @@ def test_rows_are_measured_on_the_prompts_of_the_verdict_and_start_from_the_same
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(FORGET_AT, "object", 1)  # type: ignore[arg-type]
-    picked = ["slug", TRAINED, "slug"]
+    picked = ["slug", "ascent-finetuning", "slug"]
     rows = list(compare(folder / "repo", folder / "model", "object", TARGET, picked, threads=1))
     assert [row["method"] for row in rows] == picked
     same = [{k: v for k, v in row.items() if k != "cpu_seconds"} for row in rows]

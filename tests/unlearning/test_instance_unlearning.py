@@ -9,6 +9,7 @@ import torch
 from contracts.errors import InputError
 from tests.unlearning.restoration_trained import DARK, METHOD, NOISY, pairs, sets, trained
 from unlearning import methods
+from unlearning.families import FAMILIES
 from unlearning.families.restoration import RestorationModel
 from unlearning.families.restoration_request import mean_squares, psnr
 from unlearning.methods.instance_unlearning import _anchors, attack, random_like
@@ -43,11 +44,12 @@ def gains(model: RestorationModel, label: int) -> torch.Tensor:
 
 
 def test_methods_are_listed_by_family() -> None:
-    for_all = ("gradient-ascent", "slug", "slug-preconditioned")
-    assert methods.names("restoration") == ("gradient-ascent", "instance-unlearning", *for_all[1:])
-    assert methods.names("vlm") == methods.names("diffusion") == for_all
+    for_all = ("ascent-finetuning", "gradient-ascent", "slug", "slug-preconditioned")
+    assert methods.names("diffusion") == for_all
+    assert methods.names("restoration") == tuple(sorted((*for_all, "instance-unlearning")))
+    assert methods.names("vlm") == tuple(sorted((*for_all, "scrub")))
     assert "instance-unlearning" not in methods.names("clip")
-    assert set(methods.names("clip")) | set(methods.names("restoration")) == set(methods.names())
+    assert set().union(*(methods.names(family) for family in FAMILIES)) == set(methods.names())
 
 
 def test_an_attacked_image_is_near_and_left_as_it_is(model: RestorationModel, images: torch.Tensor) -> None:
@@ -81,7 +83,7 @@ def test_anchors_are_free_where_the_forget_images_need_a_weight_most(
 
 
 @pytest.mark.parametrize("forget", ["ascent", "identity"])
-@pytest.mark.parametrize("protect", ["adversarial", "random", "retained", "none"])
+@pytest.mark.parametrize("protect", ["adversarial", "random", "retained", "answers", "none"])
 def test_every_variant_forgets_and_stops_there(forget: str, protect: str) -> None:
     model = trained()
     dark = float(gains(model, DARK).mean())
@@ -103,6 +105,31 @@ def test_retained_pairs_hold_the_rest_in_place() -> None:
         methods.unlearn(model, sets().request(), told(protect=protect, weight=4.0))
         kept[protect] = float(gains(model, NOISY).mean())
     assert kept["retained"] > kept["none"]
+
+
+@pytest.mark.parametrize("distance", ["l1", "log-mse"])
+def test_a_whole_schedule_leaves_no_single_image_out(distance: str) -> None:
+    """A stopped run ends when half of the images are at the input's level, whatever the others are at."""
+    spread, taken = {}, {}
+    for schedule in ("stop", "full"):
+        model = trained()
+        method = told(forget="identity", protect="answers", distance=distance, schedule=schedule)
+        outcome = methods.unlearn(model, sets().request(), method)
+        found = gains(model, DARK)
+        spread[schedule] = float(found.max() - found.min())
+        taken[schedule] = outcome.edits[0].step_size / 1e-3
+    assert spread["full"] < 0.7 * spread["stop"]
+    assert taken["full"] == pytest.approx(40)
+    assert taken["stop"] < 40
+
+
+def test_visible_says_from_where_on_an_image_counts_as_known() -> None:
+    request = replace(sets().request(), visible=100.0)
+    model = trained()
+    for asked, known in ((sets().request(), True), (request, False)):
+        seen = asked.search_split(model, METHOD).view({}).forgetting([DARK])
+        assert seen is not None
+        assert (seen.rate > 0, seen.margin > 0) == (known, known)
 
 
 def test_importance_holds_weights_that_others_need() -> None:
@@ -133,6 +160,9 @@ def test_the_same_request_trains_to_the_same_bits() -> None:
         ({"attack_steps": 0}, "attack_steps"),
         ({"protect": "prayer"}, "protect"),
         ({"steps": 0}, "steps"),
+        ({"visible": -1.0}, "visible"),
+        ({"schedule": "full"}, "ascent has no end"),
+        ({"distance": "log-mse"}, "ascent has no end"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], problem: str) -> None:

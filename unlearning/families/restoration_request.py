@@ -5,7 +5,8 @@
                        restoration loss, and it ends where forgetting has to end, at the input's level
                        (below it the model would do harm, which tells that something was forgotten)
     retain objective   L1 between what the model makes of a degraded image and the clean one
-    search split       an image is *known* while it comes out nearer to the clean one than it went in
+    search split       an image is *known* while it comes out nearer to the clean one than it went in, by
+                       `visible` decibels or more
 
 `slug` and `slug-preconditioned` add step * gradient of what they ascend, so the forget gradient here is
 that of minus the distance to the input.
@@ -89,6 +90,7 @@ class RestorationRequest:
         retain: pairs of what is kept.
         search: pairs of both.
         seed: of nothing here; every mean is over whole sets.
+        visible: decibels by which a search image must come out nearer to the clean one to count as known.
 
     Raises:
         InputError: a target has no pair, or there is nothing to keep.
@@ -100,6 +102,7 @@ class RestorationRequest:
     retain: Pairs
     search: Pairs
     seed: int = 0
+    visible: float = 0.0
 
     def __post_init__(self) -> None:
         n, targets = len(self.class_ids), set(self.targets)
@@ -218,7 +221,7 @@ class RestorationSplit:
 
     @torch.no_grad()
     def __init__(self, model: RestorationModel, request: RestorationRequest, method: Method) -> None:
-        self.model, self.method = model, method
+        self.model, self.method, self.visible = model, method, request.visible
         self.labels = torch.as_tensor(request.search.labels)
         self.clean = model.preprocess(request.search.clean)
         degraded = model.preprocess(request.search.degraded)
@@ -309,11 +312,12 @@ class RestorationView:
         if not bool(torch.isfinite(errors).all()):
             return None
         gains = psnr(errors) - psnr(self._split.input_errors[rows])
+        surplus = gains - self._split.visible
         labels = self._split.labels[rows]
-        own = {target: gains[(labels == target).to(gains.device)] for target in targets}
+        own = {target: surplus[(labels == target).to(surplus.device)] for target in targets}
         return Forgetting(
             rates={t: float((g >= 0).double().mean()) for t, g in own.items()},
-            rate=float((gains >= 0).double().mean()),
+            rate=float((surplus >= 0).double().mean()),
             score=float(gains.double().mean()),
             margin=max(deciding_margin(g, self._split.method.forget_target) for g in own.values()),
         )

@@ -73,7 +73,7 @@ class VlmRequest:
         return self.inputs.seed
 
     @cached_property
-    def _retained(self) -> tuple[list[int], list[str]]:
+    def retained(self) -> tuple[list[int], list[str]]:
         """The retain items whose caption holds a name, and the first one that it holds.
 
         Raises:
@@ -142,7 +142,7 @@ class VlmRequest:
                 progress=progress,
             )
         matrices = {name: w for name in layers if (w := model.parameters[name]).ndim > 1}
-        collector = Collector(matrices, len(self._retained[0]), widest, with_outputs)
+        collector = Collector(matrices, len(self.retained[0]), widest, with_outputs)
         gradient = self._answers_of_retained(model, layers, method, progress, collector)
         collector.all_reduce()
         sums = collector.sums()
@@ -160,7 +160,7 @@ class VlmRequest:
         progress: Progress,
         collector: Collector | None,
     ) -> Gradients:
-        rows, names = self._retained
+        rows, names = self.retained
         return answer_gradient(
             model,
             self.inputs.retain_images[rows],

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from contracts.canonical import from_plain
@@ -20,7 +19,7 @@ from unlearning.attempts import check_profile, trainable, unprofiled
 from unlearning.families import ANY, Editable, Progress, Request
 from unlearning.objectives import forget_loss
 from unlearning.request import Outcome, Profile, UnlearnInputs
-from unlearning.training import Batches, Budget, train
+from unlearning.training import Batches, Budget, WholeSets, train
 
 FAMILIES = ANY
 
@@ -47,8 +46,8 @@ def edit(model: Any, inputs: Request, method: Method, profile: Profile, progress
     if isinstance(inputs, UnlearnInputs):
         batches = partial(Batches, model, inputs, options.batch)
         return train(model, inputs, method, options, batches, _loss, profile, progress)
-    whole = partial(_Whole, model, inputs, method, trainable(model, method.towers))
-    return train(model, inputs, method, options, whole, _Whole.loss, profile, progress)
+    whole = partial(WholeSets, model, inputs, method, trainable(model, method.towers))
+    return train(model, inputs, method, options, whole, _away, profile, progress)
 
 
 def _loss(batches: Batches) -> Tensor:
@@ -56,18 +55,5 @@ def _loss(batches: Batches) -> Tensor:
     return -forget_loss(pairs.image, pairs.text)
 
 
-@dataclass(frozen=True, eq=False)
-class _Whole:
-    """The whole forget set, at the weights of the moment."""
-
-    model: Editable
-    request: Request
-    method: Method
-    names: tuple[str, ...]
-
-    def loss(self) -> Tensor:
-        """A scalar whose gradient is minus the forget gradient: weights times it, taken as a constant."""
-        gradient = self.request.forget_gradient(
-            self.model, self.request.targets, self.names, self.method.micro_batch
-        )
-        return -torch.stack([(self.model.parameters[n] * g).sum() for n, g in gradient.items()]).sum()
+def _away(sets: WholeSets) -> Tensor:
+    return -sets.ascended()

@@ -7,18 +7,22 @@ a re-implementation of the idea.  Carried over here:
 
     forget       "ascent" on the L1 between output and clean image, or "identity": descent on the L1 between
                  output and degraded input (relabelling, bounded, ends at the input's level)
+    distance     of "identity": "l1", or "log-mse", 0.1 ln(mean square + 1e-4), image by image.  In decibels
+                 an image that hardly rains counts as much as one in a downpour
     protect      "adversarial": images made once, before anything is trained, from the forget images by PGD
                  that drives the original model's output towards the degraded input; the model is to go on
                  answering them as the original did.  "random" is the control: in place of PGD's perturbation
-                 a random one of the same norm, image by image.  "retained": pairs of the retain set.  "none"
+                 a random one of the same norm, image by image.  "retained": pairs of the retain set.
+                 "answers": the retained images, to be answered as the original did.  "none"
     importance   times the squared change of every weight, weighted by one minus its MAS importance for the
                  forget images (mean |d||f(x)|| / d weight|, scaled to 0..1 within a tensor)
 
-Trained like all baselines (`unlearning.training`): a stop check after each step, learning rates from a grid.
+Trained like all baselines (`unlearning.training`): a stop check after each step, learning rates from a grid;
+"identity" may also run its whole schedule, as it has nothing to overshoot.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite, sqrt
 from typing import Literal
@@ -33,7 +37,7 @@ from contracts.values import Method
 from unlearning.attempts import check_profile, trainable, unprofiled
 from unlearning.families import Progress
 from unlearning.families.restoration import RestorationModel
-from unlearning.families.restoration_request import RestorationRequest
+from unlearning.families.restoration_request import RestorationRequest, mean_squares
 from unlearning.inplace import requiring_grad
 from unlearning.request import Outcome, Profile
 from unlearning.training import Budget, train
@@ -49,6 +53,7 @@ class Options(Budget):
     weight: of the protecting term.
     importance: of the anchoring term; 0 leaves it out.
     attack_steps, radius: of PGD; the radius is a root mean square over pixels, in 0..1.
+    visible: decibels by which a search image must come out nearer to the clean one to count as known.
 
     Raises:
         InputError: an option is out of its range.
@@ -58,20 +63,24 @@ class Options(Budget):
     batch: int = 8
     weight_decay: float = 0.0
     forget: Literal["ascent", "identity"] = "ascent"
-    protect: Literal["adversarial", "random", "retained", "none"] = "adversarial"
+    distance: Literal["l1", "log-mse"] = "l1"
+    protect: Literal["adversarial", "random", "retained", "answers", "none"] = "adversarial"
     weight: float = 1.0
     importance: float = 0.0
     attack_steps: int = 20
     radius: float = 0.07
+    visible: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("weight", "importance", "radius"):
+        for name in ("weight", "importance", "radius", "visible"):
             value = getattr(self, name)
             if not (isfinite(value) and value >= 0):
                 raise InputError(f"{name} must be finite and not negative, got {value}")
         if self.attack_steps < 1:
             raise InputError(f"attack_steps must be at least 1, got {self.attack_steps}")
+        if self.forget == "ascent" and (self.distance, self.schedule) != ("l1", "stop"):
+            raise InputError("ascent has no end: it takes the distance l1 and the schedule stop")
 
 
 def profile(
@@ -108,7 +117,7 @@ def edit(
         if options.forget == "ascent":
             total = -functional.l1_loss(restored, clean)
         else:
-            total = functional.l1_loss(restored, shown)
+            total = _distance(restored, shown, options.distance)
         if protected is not None and options.weight:
             shown, wanted = batches.protected()
             total = total + options.weight * functional.l1_loss(model.forward(shown), wanted)
@@ -118,7 +127,8 @@ def edit(
         return total
 
     batches = partial(_Batches, forget, protected, options.batch, inputs.seed)
-    return train(model, inputs, method, options, batches, loss, profile, progress)
+    judged = replace(inputs, visible=options.visible)
+    return train(model, judged, method, options, batches, loss, profile, progress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +179,9 @@ def _protected(
         return None
     if options.protect == "retained":
         return _Images(model.preprocess(inputs.retain.degraded), model.preprocess(inputs.retain.clean))
+    if options.protect == "answers":
+        retained = model.preprocess(inputs.retain.degraded)
+        return _Images(retained, _answers(model, retained, micro_batch))
     shown = []
     generator = torch.Generator().manual_seed(inputs.seed)
     pieces = torch.split(forget.shown, micro_batch)
@@ -179,9 +192,21 @@ def _protected(
         shown.append(attacked)
         progress("adversarial images", done, len(pieces))
     made = torch.cat(shown)
-    with torch.no_grad():
-        answers = torch.cat([model.forward(piece) for piece in torch.split(made, micro_batch)])
-    return _Images(made, answers)
+    return _Images(made, _answers(model, made, micro_batch))
+
+
+@torch.no_grad()
+def _answers(model: RestorationModel, images: Tensor, micro_batch: int) -> Tensor:
+    return torch.cat([model.forward(piece) for piece in torch.split(images, micro_batch)])
+
+
+def _distance(restored: Tensor, wanted: Tensor, distance: str) -> Tensor:
+    """Scalar, mean over images (N, 3, H, W)."""
+    if distance == "l1":
+        return functional.l1_loss(restored, wanted)
+    squares = mean_squares(restored, wanted)
+    # What is below 1e-4, 40 dB, is nothing to anybody; without a floor the best image would drive the step.
+    return 0.1 * (squares + 1e-4).log().mean()
 
 
 def attack(model: RestorationModel, images: Tensor, radius: float, steps: int) -> Tensor:
