@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from contracts.errors import ModelError
 from unlearning import distributed
-from unlearning.moment_sums import MatrixForm, MomentSums
+from unlearning.moment_sums import MatrixForm, Moments, MomentSums
 from unlearning.moments_graph import Use, uses
 
 ROWS_PER_INPUT = 8
@@ -66,6 +66,15 @@ class Collector:
                 raise ModelError(f"the second moment of what enters or leaves {layer} is not finite")
             found[layer] = MomentSums(self._forms[layer], inputs, outputs, rows)
         return found
+
+    def means(self) -> dict[str, Moments]:
+        """What all processes collected, as means; each must have met every layer.
+
+        Raises:
+            ModelError: one is not finite.
+        """
+        self.all_reduce()
+        return {layer: own.mean() for layer, own in self.sums().items()}
 
     def _add(self, use: Use, gradient: Tensor, items: Tensor) -> None:
         gradients = use.output_gradients(gradient)

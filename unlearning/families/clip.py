@@ -15,7 +15,6 @@ BatchNorm's running statistics are buffers and never change.
 Shapes: N items, H x W pixels, S input size, L context length, D embedding width.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -24,16 +23,22 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contracts.canonical import file_sha256
-from contracts.errors import InputError, ModelError
+from contracts.errors import InputError
 from contracts.values import Tower
 from unlearning.families import CandidateLayer, clip_config, clip_stages, clip_timm_hf, clip_timm_hf_stages
 from unlearning.families.clip_stages import Batch, StagedTower
-from unlearning.families.config import CONFIG, WEIGHTS, check_weights, read_config, read_weights, section
+from unlearning.families.config import (
+    CONFIG,
+    check_weights,
+    read_beside,
+    read_config,
+    read_weights,
+    section,
+    write_folder,
+)
 from unlearning.inplace import requiring_grad
 
 # SLUG never edits these (arXiv 2407.11867, released code): matched anywhere in the name.
@@ -91,10 +96,7 @@ class ClipModel:
         weights = read_weights(folder)
         vocabulary, vocabulary_file = None, clip_config.vocabulary_file(config)
         if vocabulary_file is not None:
-            try:
-                vocabulary = (folder / vocabulary_file).read_bytes()
-            except OSError:
-                raise ModelError(f"{CONFIG} names a vocabulary, but {vocabulary_file} is missing") from None
+            vocabulary = read_beside(folder, vocabulary_file)
         return cls(config, weights, vocabulary, device)
 
     @classmethod
@@ -111,29 +113,12 @@ class ClipModel:
         return cls(*read_open_clip(architecture, checkpoint, pretrained))
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, str]:
-        """Write the model folder, without a manifest; loading it gives bit-equal weights.
-
-        Args:
-            folder: made if need be; files of the same names are replaced.
-            dtype: of the stored weights.  fp16 halves the file, and loading gives the rounded weights.
-
-        Returns:
-            sha256 by file name.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
-            for name, tensor in self.net.state_dict().items()
-        }
-        save_file(state, folder / WEIGHTS)
-        text = json.dumps(self.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        (folder / CONFIG).write_text(text, encoding="utf-8")
-        names = [WEIGHTS, CONFIG]
+        """See `unlearning.families.config.write_folder`."""
         vocabulary_file = clip_config.vocabulary_file(self.config)
-        if vocabulary_file is not None and self.vocabulary is not None:
-            (folder / vocabulary_file).write_bytes(self.vocabulary)
-            names.append(vocabulary_file)
-        return {name: file_sha256(folder / name) for name in names}
+        files = (
+            {} if vocabulary_file is None or self.vocabulary is None else {vocabulary_file: self.vocabulary}
+        )
+        return write_folder(folder, self.config, self.net.state_dict(), dtype, files)
 
     @property
     def family(self) -> str:

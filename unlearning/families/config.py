@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from contracts.canonical import file_sha256
 from contracts.errors import ModelError
 
 CONFIG = "config.json"
@@ -58,6 +59,51 @@ def read_weights(folder: Path, as_stored: str | None = None) -> dict[str, Tensor
     except (OSError, SafetensorError):
         raise ModelError(f"{WEIGHTS} is missing or is not a complete safetensors file") from None
     return widened(weights, as_stored)
+
+
+def read_beside(folder: Path, name: str) -> bytes:
+    """A further file of a model folder, one that the configuration asks for.
+
+    Raises:
+        ModelError: it is missing.
+    """
+    try:
+        return (folder / name).read_bytes()
+    except OSError:
+        raise ModelError(f"{name} is missing, which {CONFIG} asks for") from None
+
+
+def write_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    files: Mapping[str, bytes] | None = None,
+) -> dict[str, str]:
+    """Write a model folder, without a manifest; reading it gives bit-equal weights.
+
+    Args:
+        folder: made if need be; files of the same names are replaced.
+        config: content of `config.json`.
+        weights: every tensor, by name.
+        dtype: of the stored weights, None for the one that each has.  fp16 halves the file, and reading
+            gives the rounded weights.
+        files: what else belongs to the model, by name.
+
+    Returns:
+        sha256 by file name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+        for name, tensor in weights.items()
+    }
+    save_file(state, folder / WEIGHTS)
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    for name, content in (files or {}).items():
+        (folder / name).write_bytes(content)
+    return {name: file_sha256(folder / name) for name in (WEIGHTS, CONFIG, *(files or {}))}
 
 
 def widened(weights: Mapping[str, Tensor], as_stored: str | None = None) -> dict[str, Tensor]:

@@ -14,7 +14,6 @@ Shapes: N pictures or texts, L tokens, W width of all towers together, P of pool
 C x h x w latents, S side in pixels.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +22,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contracts.canonical import file_sha256
 from contracts.errors import InputError, ModelError
 from contracts.values import Tower
 from unlearning.families import CandidateLayer, clip_config, diffusion_config
 from unlearning.families.clip import Images
-from unlearning.families.config import CONFIG, WEIGHTS, check_weights, read_config, read_weights
+from unlearning.families.config import (
+    CONFIG,
+    check_weights,
+    read_beside,
+    read_config,
+    read_weights,
+    write_folder,
+)
 from unlearning.families.diffusion_codec import build_codec
 from unlearning.families.diffusion_text import ConditioningClip, TextEncoder
 
@@ -129,35 +133,13 @@ class DiffusionModel:
         weights = read_weights(folder)
         vocabulary = None
         if any(clip_config.vocabulary_file(clip) is not None for clip in config["clips"]):
-            try:
-                vocabulary = (folder / VOCABULARY).read_bytes()
-            except OSError:
-                raise ModelError(f"{CONFIG} names a vocabulary, but {VOCABULARY} is missing") from None
+            vocabulary = read_beside(folder, VOCABULARY)
         return cls(config, weights, vocabulary, device)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, str]:
-        """Write the model folder, without a manifest; loading it gives bit-equal weights.
-
-        Args:
-            folder: made if need be; files of the same names are replaced.
-            dtype: of the stored weights.  fp16 halves the file, and loading gives the rounded weights.
-
-        Returns:
-            sha256 by file name.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
-            for name, tensor in self.net.state_dict().items()
-        }
-        save_file(state, folder / WEIGHTS)
-        text = json.dumps(self.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        (folder / CONFIG).write_text(text, encoding="utf-8")
-        names = [WEIGHTS, CONFIG]
-        if self.vocabulary is not None:
-            (folder / VOCABULARY).write_bytes(self.vocabulary)
-            names.append(VOCABULARY)
-        return {name: file_sha256(folder / name) for name in names}
+        """See `unlearning.families.config.write_folder`."""
+        files = {} if self.vocabulary is None else {VOCABULARY: self.vocabulary}
+        return write_folder(folder, self.config, self.net.state_dict(), dtype, files)
 
     @property
     def family(self) -> str:

@@ -192,9 +192,7 @@ class DiffusionRequest:
         matrices = {layer: w for layer in layers if (w := model.parameters[layer]).ndim > 1}
         collector = Collector(matrices, len(self.retain.labels), widest, with_outputs)
         gradient = self._retain_side(model, layers, method, progress, collector)
-        collector.all_reduce()
-        sums = collector.sums()
-        return gradient, {layer: sums[layer].mean() for layer in sums}
+        return gradient, collector.means()
 
     def search_split(self, model: DiffusionModel, method: Method) -> "DiffusionSplit":
         """The search split at the model's present weights."""

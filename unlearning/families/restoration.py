@@ -13,22 +13,20 @@ Weight names are those of the published checkpoints.
 Shapes: N images, H x W pixels.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from contracts.canonical import file_sha256, from_plain, to_plain
+from contracts.canonical import from_plain, to_plain
 from contracts.errors import InputError, ModelError
 from contracts.values import Tower
 from unlearning.families import CandidateLayer
 from unlearning.families.adair import AdaIR, AdaIRConfig
 from unlearning.families.clip import Images
-from unlearning.families.config import CONFIG, WEIGHTS, check_weights, read_config, read_weights, section
+from unlearning.families.config import CONFIG, check_weights, read_config, read_weights, section, write_folder
 from unlearning.families.promptir import PromptIR, PromptIRConfig
 from unlearning.families.restoration_blocks import Backbone, BackboneConfig
 from unlearning.families.restoration_stages import Activations, StagedNet
@@ -123,21 +121,8 @@ class RestorationModel:
         return cls(*read_published(architecture, checkpoint, options or {}))
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, str]:
-        """Write the model folder, without a manifest; loading it gives bit-equal weights.
-
-        Args:
-            folder: made if need be; files of the same names are replaced.
-            dtype: of the stored weights.  fp16 halves the file, and loading gives the rounded weights.
-
-        Returns:
-            sha256 by file name.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = self.net.state_dict()
-        save_file({name: w.to("cpu", dtype).contiguous() for name, w in weights.items()}, folder / WEIGHTS)
-        text = json.dumps(self.config, indent=2, sort_keys=True) + "\n"
-        (folder / CONFIG).write_text(text, encoding="utf-8")
-        return {name: file_sha256(folder / name) for name in (WEIGHTS, CONFIG)}
+        """See `unlearning.families.config.write_folder`."""
+        return write_folder(folder, self.config, self.net.state_dict(), dtype)
 
     @property
     def family(self) -> str:

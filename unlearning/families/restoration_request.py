@@ -160,9 +160,7 @@ class RestorationRequest:
         matrices = {n: w for n in layers if (w := model.parameters[n]).ndim in (2, 4)}
         collector = Collector(matrices, len(self.retain), widest, with_outputs)
         gradient = self._retain_side(model, layers, method, progress, collector)
-        collector.all_reduce()
-        sums = collector.sums()
-        return gradient, {layer: sums[layer].mean() for layer in sums}
+        return gradient, collector.means()
 
     def search_split(self, model: RestorationModel, method: Method) -> "RestorationSplit":
         """The search split at the model's present weights."""

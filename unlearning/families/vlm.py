@@ -14,16 +14,13 @@ candidate.  The model is always in `eval()` mode; the tower is in fp32.
 Shapes: N images, H x W pixels, T image tokens, C channels, W decoder width.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from contracts.canonical import file_sha256
 from contracts.errors import InputError, ModelError
 from contracts.values import Tower
 from unlearning.families import CandidateLayer, clip_config, clip_stages
@@ -32,10 +29,11 @@ from unlearning.families.clip_stages import Batch, StagedTower
 from unlearning.families.config import (
     CONFIG,
     HALVES,
-    WEIGHTS,
     check_weights,
+    read_beside,
     read_config,
     read_weights,
+    write_folder,
 )
 from unlearning.families.vlm_config import FAMILY, ClipPart, VlmConfig, parse
 from unlearning.families.vlm_decoder import (
@@ -130,12 +128,7 @@ class VlmModel:
         config = read_config(folder / CONFIG, FAMILY)
         cfg = parse(config)
         weights = read_weights(folder, as_stored="decoder." if keep_half else None)
-        files = {}
-        for name in file_names(cfg.clip, config):
-            try:
-                files[name] = (folder / name).read_bytes()
-            except OSError:
-                raise ModelError(f"{name} is missing") from None
+        files = {name: read_beside(folder, name) for name in file_names(cfg.clip, config)}
         return cls(config, weights, files, device)
 
     @classmethod
@@ -150,27 +143,8 @@ class VlmModel:
         return cls(*read_pretrained(folder, **options))
 
     def save(self, folder: Path, dtype: torch.dtype | None = torch.float32) -> dict[str, str]:
-        """Write the model folder, without a manifest; loading it gives bit-equal weights.
-
-        Args:
-            folder: made if need be; files of the same names are replaced.
-            dtype: of the stored weights, None for the one that each has.  fp16 halves the file, and
-                loading gives the rounded weights.
-
-        Returns:
-            sha256 by file name.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
-            for name, tensor in self.state().items()
-        }
-        save_file(state, folder / WEIGHTS)
-        text = json.dumps(self.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        (folder / CONFIG).write_text(text, encoding="utf-8")
-        for name, content in self.files.items():
-            (folder / name).write_bytes(content)
-        return {name: file_sha256(folder / name) for name in (WEIGHTS, CONFIG, *self.files)}
+        """See `unlearning.families.config.write_folder`."""
+        return write_folder(folder, self.config, self.state(), dtype, self.files)
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the model folder by name: weights, and the running statistics of a ResNet."""

@@ -144,9 +144,7 @@ class VlmRequest:
         matrices = {name: w for name in layers if (w := model.parameters[name]).ndim > 1}
         collector = Collector(matrices, len(self.retained[0]), widest, with_outputs)
         gradient = self._answers_of_retained(model, layers, method, progress, collector)
-        collector.all_reduce()
-        sums = collector.sums()
-        return gradient, {layer: sums[layer].mean() for layer in sums}
+        return gradient, collector.means()
 
     def search_split(self, model: VlmModel, method: Method) -> "AnswerSplit":
         """The search split at the model's present weights."""
