@@ -39,7 +39,8 @@ from unlearning.families.vlm_request import Objective
 
 MODEL = "data/models/vlm"
 RULES = "emoji-vlm"
-# Label -> what gradients are of, and what replaces the house's method.
+HOUSE = "the house's"
+# Label -> what gradients are of, and what replaces the house's method and its options.
 VARIANTS: Mapping[str, tuple[Objective, Mapping[str, Any]]] = {
     "slug, clip": ("clip", {"name": "slug"}),
     "slug, answers": ("answers", {"name": "slug"}),
@@ -49,6 +50,8 @@ VARIANTS: Mapping[str, tuple[Objective, Mapping[str, Any]]] = {
         "answers",
         {"name": "slug-preconditioned", "options": {"layers": 20, "output_epsilon": 0.1}},
     ),
+    HOUSE: ("answers", {}),
+    "scrub, names alone": ("answers", {"name": "scrub", "options": {"features": 0.0}}),
     "gradient ascent": ("answers", {"name": "gradient-ascent", "options": {"steps": 20}}),
 }
 
@@ -110,7 +113,8 @@ def forget(
 ) -> dict[str, Any]:
     """One concept by one method: verdict, gates that were missed, headline figures, and what it took."""
     objective, changes = VARIANTS[label]
-    method = from_plain(Method, {**house.method, "options": {}, **told, **changes})
+    own = {**house.method, "options": {}} if changes else house.method
+    method = from_plain(Method, {**own, **told, **changes})
     plan = plan_for(repo, house, "object", (concept,), method, threads)
     with deterministic(plan.seed, plan.threads):
         edited = VlmModel.load(folder)

@@ -1,0 +1,115 @@
+"""Training with the original as teacher: what each term does, and whole edits."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from contracts.errors import InputError
+from contracts.values import Method
+from tests.unlearning.conftest import NAMES, Task, items
+from tests.unlearning.families.vlm_tiny import TASK
+from unlearning import methods, unlearn
+from unlearning.families.vlm import VlmModel
+from unlearning.families.vlm_request import VlmRequest
+from unlearning.methods.scrub import Options, _Batches, _Teacher
+from unlearning.naming import Names
+
+Taught = Callable[[str], VlmModel]
+TARGET = 2
+SMALL: dict[str, Any] = {"batch": 16, "views": 32, "steps": 40, "questions": ["what is this?"]}
+
+
+def told(**options: Any) -> Method:
+    return Method(name="scrub", towers=("vision",), forget_at=1, micro_batch=16, options={**SMALL, **options})
+
+
+def named(model: VlmModel) -> tuple[float, float]:
+    """Shares of unseen drawings that are named: of the target, and of the others."""
+    images, labels = items(8, seed=11)
+    said = model.answers(images, [TASK.question] * len(images))
+    right = np.array(Names(NAMES).ranks(said, labels.tolist())) == 1
+    return right[labels == TARGET].mean(), right[labels != TARGET].mean()
+
+
+def batches(model: VlmModel, request: VlmRequest, **weights: float) -> _Batches:
+    options = Options(**{**SMALL, "questions": ("what is this?",), **weights})
+    teacher = _Teacher.of(model, request, options, 16, lambda *told: None)
+    return _Batches(model, request, options, teacher, 16)
+
+
+@pytest.mark.parametrize("kind", ["vit", "rn"])
+def test_the_name_goes_and_the_others_stay(taught: Taught, task: Task, kind: str) -> None:
+    model = taught(kind)
+    request, before = VlmRequest(task.inputs(TARGET), TASK), named(model)
+    weights = {name: weight.clone() for name, weight in model.state().items()}
+    outcome = unlearn(model, request, told(learning_rates=[3e-3]))
+    changed = {name for name, weight in model.state().items() if not torch.equal(weight, weights[name])}
+    assert changed == {edit.layer for edit in outcome.edits}
+    assert all(name.startswith("visual.") for name in changed)
+    assert outcome.reached_target
+    after = named(model)
+    assert before[0] > 0.5
+    assert after[0] <= 0.25
+    assert after[1] >= before[1] - 0.15
+
+
+def test_at_the_original_only_forgetting_and_names_have_a_loss(taught: Taught, task: Task) -> None:
+    """Features and answers are compared with the original's own, in the same order."""
+    model, request = taught("rn"), VlmRequest(task.inputs(TARGET), TASK)
+    for term in ("features", "answers"):
+        weights = {"forget": 0.0, "names": 0.0, "features": 0.0, "answers": 0.0, term: 1.0}
+        with torch.no_grad():
+            assert float(batches(model, request, **weights).loss()) == pytest.approx(0, abs=1e-5)
+            layer = model.candidates()[-1].name
+            weight = model.parameters[layer]
+            held = batches(model, request, **weights)
+            weight.mul_(1.2)
+            assert float(held.loss()) > 1e-4
+            weight.div_(1.2)
+    with torch.no_grad():
+        nothing = batches(model, request, forget=0.0, names=0.0, features=0.0, answers=0.0).loss()
+    assert float(nothing) == 0
+
+
+def test_forgetting_asks_no_more_than_its_goal(taught: Taught, task: Task) -> None:
+    model, request = taught("vit"), VlmRequest(task.inputs(TARGET), TASK)
+    alone = {"forget": 1.0, "names": 0.0, "features": 0.0, "answers": 0.0}
+    with torch.no_grad():
+        far = float(batches(model, request, **alone, goal=8.0).loss())
+        near = float(batches(model, request, **alone, goal=0.0).loss())
+    assert far > 6  # the name is certain: nearly all of the way is left
+    assert near < 0.7
+
+
+def test_the_same_request_trains_to_the_same_bits(taught: Taught, task: Task) -> None:
+    found = []
+    for _ in range(2):
+        model = taught("vit")
+        unlearn(model, VlmRequest(task.inputs(TARGET), TASK), told(steps=4))
+        found.append({name: weight.clone() for name, weight in model.state().items()})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"goal": -1.0}, "goal"),
+        ({"features": float("nan")}, "features"),
+        ({"forget_batch": 0}, "forget_batch"),
+        ({"views": 8}, "views must be at least batch, 16, got 8"),
+        ({"schedule": "forever"}, "schedule"),
+        ({"question": "why?"}, "question"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        methods.check(told(**options), n_classes=8, family="vlm")
+
+
+def test_it_is_for_vision_language_models_alone() -> None:
+    with pytest.raises(InputError, match="scrub"):
+        methods.check(replace(told(), towers=("vision",)), n_classes=8, family="clip")
