@@ -51,7 +51,7 @@ VARIANTS: Mapping[str, tuple[Objective, Mapping[str, Any]]] = {
         {"name": "slug-preconditioned", "options": {"layers": 20, "output_epsilon": 0.1}},
     ),
     HOUSE: ("answers", {}),
-    "scrub, names alone": ("answers", {"name": "scrub", "options": {"features": 0.0}}),
+    "scrub, names alone": ("answers", {"name": "scrub", "options": {"features": 0.0, "answers": 0.0}}),
     "gradient ascent": ("answers", {"name": "gradient-ascent", "options": {"steps": 20}}),
 }
 

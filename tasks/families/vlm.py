@@ -41,11 +41,13 @@ def request(plan: Plan, folder: Path, model: VlmModel) -> VlmRequest:
     Raises:
         SetError: the request is not about what pictures show; or see there.
     """
+    from data.questions import COLOUR, COUNT
     from unlearning.families.vlm_request import VlmRequest
 
     if plan.axis != "object":
         raise SetError(f"a vision-language model is asked what a picture shows, not for its {plan.axis}")
-    return VlmRequest(unlearn_inputs(plan, folder, model.image_size), model.chat.asks)
+    inputs = unlearn_inputs(plan, folder, model.image_size)
+    return VlmRequest(inputs, model.chat.asks, questions=(COLOUR[0], COUNT[0]))
 
 
 def profile_request(run: Run, plan: Plan, model: VlmModel, tell: Tell) -> VlmRequest:

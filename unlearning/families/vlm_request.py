@@ -51,11 +51,13 @@ class VlmRequest:
         inputs: images, captions and labels of forget, retain and search set, and the names of classes.
         task: the question whose answers must not hold the names.
         objective: what gradients are of, see above; "clip" needs a model that has its CLIP.
+        questions: others that the model answers, for methods that hold more than names.
     """
 
     inputs: UnlearnInputs
     task: AnswerTask = field(default_factory=AnswerTask)
     objective: Objective = "answers"
+    questions: tuple[str, ...] = ()
 
     @property
     def class_ids(self) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ Carried over here, for a tower that answers are read from:
     names      the loss of the names of retained images (`unlearning.families.vlm_answers`)
     features   squared change of what the language model reads, over its mean square, of views of retained
                images and of scenes made of them (`unlearning.views`)
-    answers    Kullback-Leibler divergence from the original's answers to `questions` about these scenes
+    answers    Kullback-Leibler divergence from the original's answers to the request's other questions about
+               these scenes
 
 The original's side is taken once, before anything is trained: no second model is kept.  A handful of forget
 images is learnt by heart before their name is gone from unseen ones, hence the views; and names alone do not
@@ -50,7 +51,6 @@ class Options(Budget):
         takes as much as what the language model reads of an image (LLaVA-1.5: 2.3 MB).
     forget, names, features, answers: weights of the terms.
     goal: nats for a token of the name.
-    questions: that must be answered as before.
 
     Raises:
         InputError: an option is out of its range.
@@ -68,7 +68,6 @@ class Options(Budget):
     features: float = 5.0
     answers: float = 2.0
     goal: float = 8.0
-    questions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,9 +135,9 @@ class _Teacher:
             progress("the original's views", min(len(features) * micro_batch, len(pictures)), len(pictures))
         known = torch.cat(features)
         asked = []
-        if options.questions:
-            which = torch.randint(len(options.questions), (options.views,), generator=generator)
-            put = [options.questions[i] for i in which]
+        if inputs.questions:
+            which = torch.randint(len(inputs.questions), (options.views,), generator=generator)
+            put = [inputs.questions[i] for i in which]
             said = model.answers_to(known[options.views :], put, micro_batch)
             asked = [model.chat.answered(*each) for each in zip(put, said, strict=True)]
         return cls(pictures, [names[i] for i in drawn[0]], known, asked)

@@ -20,11 +20,15 @@ from unlearning.naming import Names
 
 Taught = Callable[[str], VlmModel]
 TARGET = 2
-SMALL: dict[str, Any] = {"batch": 16, "views": 32, "steps": 40, "questions": ["what is this?"]}
+SMALL: dict[str, Any] = {"batch": 16, "views": 32, "steps": 40}
 
 
 def told(**options: Any) -> Method:
     return Method(name="scrub", towers=("vision",), forget_at=1, micro_batch=16, options={**SMALL, **options})
+
+
+def asked(task: Task) -> VlmRequest:
+    return VlmRequest(task.inputs(TARGET), TASK, questions=("what is this?",))
 
 
 def named(model: VlmModel) -> tuple[float, float]:
@@ -36,7 +40,7 @@ def named(model: VlmModel) -> tuple[float, float]:
 
 
 def batches(model: VlmModel, request: VlmRequest, **weights: float) -> _Batches:
-    options = Options(**{**SMALL, "questions": ("what is this?",), **weights})
+    options = Options(**{**SMALL, **weights})
     teacher = _Teacher.of(model, request, options, 16, lambda *told: None)
     return _Batches(model, request, options, teacher, 16)
 
@@ -44,7 +48,7 @@ def batches(model: VlmModel, request: VlmRequest, **weights: float) -> _Batches:
 @pytest.mark.parametrize("kind", ["vit", "rn"])
 def test_the_name_goes_and_the_others_stay(taught: Taught, task: Task, kind: str) -> None:
     model = taught(kind)
-    request, before = VlmRequest(task.inputs(TARGET), TASK), named(model)
+    request, before = asked(task), named(model)
     weights = {name: weight.clone() for name, weight in model.state().items()}
     outcome = unlearn(model, request, told(learning_rates=[3e-3]))
     changed = {name for name, weight in model.state().items() if not torch.equal(weight, weights[name])}
@@ -59,7 +63,7 @@ def test_the_name_goes_and_the_others_stay(taught: Taught, task: Task, kind: str
 
 def test_at_the_original_only_forgetting_and_names_have_a_loss(taught: Taught, task: Task) -> None:
     """Features and answers are compared with the original's own, in the same order."""
-    model, request = taught("rn"), VlmRequest(task.inputs(TARGET), TASK)
+    model, request = taught("rn"), asked(task)
     for term in ("features", "answers"):
         weights = {"forget": 0.0, "names": 0.0, "features": 0.0, "answers": 0.0, term: 1.0}
         with torch.no_grad():
@@ -76,7 +80,7 @@ def test_at_the_original_only_forgetting_and_names_have_a_loss(taught: Taught, t
 
 
 def test_forgetting_asks_no_more_than_its_goal(taught: Taught, task: Task) -> None:
-    model, request = taught("vit"), VlmRequest(task.inputs(TARGET), TASK)
+    model, request = taught("vit"), asked(task)
     alone = {"forget": 1.0, "names": 0.0, "features": 0.0, "answers": 0.0}
     with torch.no_grad():
         far = float(batches(model, request, **alone, goal=8.0).loss())
@@ -89,7 +93,7 @@ def test_the_same_request_trains_to_the_same_bits(taught: Taught, task: Task) ->
     found = []
     for _ in range(2):
         model = taught("vit")
-        unlearn(model, VlmRequest(task.inputs(TARGET), TASK), told(steps=4))
+        unlearn(model, asked(task), told(steps=4))
         found.append({name: weight.clone() for name, weight in model.state().items()})
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
