@@ -27,11 +27,11 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> "World":
     """The repository and the model of `tests.world`; do not change either."""
+    from tests.repository import dvc_site
     from tests.world import World, build_repository, train_model
 
     folder = tmp_path_factory.mktemp("world")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DVC_SITE_CACHE_DIR", str(folder / "dvc-site"))
+    with dvc_site(folder):
         build_repository(folder / "repo")
         train_model(folder / "model")
     return World(folder / "repo", folder / "model")

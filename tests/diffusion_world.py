@@ -1,13 +1,11 @@
 """A small world of a third family: blocks on grounds, a model trained for seconds to draw them, a judge."""
 
-import json
 from pathlib import Path
 
-import yaml
-
 from data.diffusion_sets import build
+from tests.repository import begin, finish, write_gates
 from tests.unlearning.diffusion_trained import TEMPLATES, UNSEEN_GROUND, drawings, grid, judge, trained
-from tests.world import World, git
+from tests.world import World
 
 MODEL = "painter"
 TARGET = "ruby"
@@ -29,14 +27,7 @@ def make(folder: Path) -> World:
 
 
 def _build_repository(root: Path) -> None:
-    from dvc.repo import Repo
-
-    root.mkdir()
-    git(root, "init", "--quiet", "--initial-branch=main")
-    Repo.init(str(root)).close()
-    (root / ".dvc" / "config").write_text(
-        "[core]\n    remote = bundled\n['remote \"bundled\"']\n    url = ../store\n"
-    )
+    begin(root)
     judge().save(root / "judge")
     build(
         drawings(),
@@ -54,15 +45,7 @@ def _build_repository(root: Path) -> None:
         ("max", "utility", "retain.likeness.loss.upper95", 1e3),
         ("min", "evidence", "forget.recognised.after.n", 10),
     )
-    gates = [
-        {
-            "type": f"expect_column_{side}_to_be_between",
-            "kwargs": {"column": column, f"{side}_value": value},
-            "meta": {"kind": kind, "why": "for tests"},
-        }
-        for side, kind, column, value in bounds
-    ]
-    (root / "gates.yaml").write_text(yaml.safe_dump({"name": "wide", "expectations": gates}))
+    write_gates(root / "gates.yaml", bounds)
     rules = {
         "family": "diffusion",
         **{role: f"sets/diffusion-{role}" for role in ("retain", "search", "holdout", "control")},
@@ -80,9 +63,4 @@ def _build_repository(root: Path) -> None:
     }
     of_hands = {**rules, "control": "sets/diffusion-style-control"}
     models = {MODEL: {"object": rules, "style": of_hands}}
-    (root / "slugline.yaml").write_text(json.dumps({"models": models}))  # YAML holds JSON
-    with Repo(str(root)) as repo:
-        repo.add([str(path) for path in (*sorted((root / "sets").iterdir()), root / "labels")])
-        repo.push()
-    git(root, "add", "--all")
-    git(root, "commit", "--quiet", "--message", "sets")
+    finish(root, models)

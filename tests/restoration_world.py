@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import torch
-import yaml
 from torch.nn import functional
 
 from data.restoration_sets import build, load_pairs
+from tests.repository import begin, finish, write_gates
 from tests.unlearning.restoration_tiny import SIZES
-from tests.world import World, git
+from tests.world import World
 from unlearning.families.restoration import RestorationModel
 
 MODEL = "restorer"
@@ -31,14 +31,7 @@ def make(folder: Path) -> World:
 
 
 def _build_repository(root: Path) -> None:
-    from dvc.repo import Repo
-
-    root.mkdir()
-    git(root, "init", "--quiet", "--initial-branch=main")
-    Repo.init(str(root)).close()
-    (root / ".dvc" / "config").write_text(
-        "[core]\n    remote = bundled\n['remote \"bundled\"']\n    url = ../store\n"
-    )
+    begin(root)
     build(OPTIONS, root / "sets", root / "table", root / "labels")
     bounds = (
         ("max", "erasure", "forget.restored.after.upper95", 0.9),
@@ -46,15 +39,7 @@ def _build_repository(root: Path) -> None:
         ("max", "utility", "neighbours.worst.psnr.loss.upper95", 8.0),
         ("min", "evidence", "forget.restored.after.n", 10),
     )
-    gates = [
-        {
-            "type": f"expect_column_{side}_to_be_between",
-            "kwargs": {"column": column, f"{side}_value": value},
-            "meta": {"kind": kind, "why": "for tests"},
-        }
-        for side, kind, column, value in bounds
-    ]
-    (root / "gates.yaml").write_text(yaml.safe_dump({"name": "wide", "expectations": gates}))
+    write_gates(root / "gates.yaml", bounds)
     rules = {
         "family": "restoration",
         **{role: f"sets/restoration-{role}" for role in ("retain", "search", "holdout", "control")},
@@ -64,12 +49,7 @@ def _build_repository(root: Path) -> None:
     }
     clip = {**rules, "family": "clip"}
     models = {MODEL: {"object": rules}, "mistaken": {"object": clip}}
-    (root / "slugline.yaml").write_text(yaml.safe_dump({"models": models}))
-    with Repo(str(root)) as repo:
-        repo.add([str(path) for path in (*sorted((root / "sets").iterdir()), root / "labels")])
-        repo.push()
-    git(root, "add", "--all")
-    git(root, "commit", "--quiet", "--message", "sets")
+    finish(root, models)
 
 
 def _train(sets: Path, folder: Path) -> None:

@@ -9,7 +9,8 @@ import yaml
 from torch.nn import functional
 
 from data.train_vlm import word_tokenizer
-from tests.world import SEEN, World, copy_tree, git, training_pictures
+from tests.repository import git, write_gates
+from tests.world import SEEN, World, copy_tree, training_pictures
 from unlearning.families.clip import ClipModel
 from unlearning.families.vlm import TOKENIZER, VlmModel
 from unlearning.families.vlm_config import ChatCfg, DecoderCfg, ProjectorCfg
@@ -30,15 +31,7 @@ def make(world: World, folder: Path) -> World:
         ("max", "utility", "cross.count.drop.upper95", 0.9),
         ("min", "evidence", "forget.named.after.n", 10),
     )
-    gates = [
-        {
-            "type": f"expect_column_{side}_to_be_between",
-            "kwargs": {"column": column, f"{side}_value": value},
-            "meta": {"kind": kind, "why": "for tests"},
-        }
-        for side, kind, column, value in bounds
-    ]
-    (root / "gates" / "answers.yaml").write_text(yaml.safe_dump({"name": "answers", "expectations": gates}))
+    write_gates(root / "gates" / "answers.yaml", bounds)
     rules = {
         "family": "vlm",
         **{role: f"sets/{role}" for role in ("retain", "search", "holdout", "control")},

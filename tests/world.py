@@ -11,7 +11,6 @@ import itertools
 import json
 import shutil
 import sqlite3
-import subprocess
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -22,13 +21,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from PIL import Image
 
 from contracts.values import Role
 from data.layout import ITEMS_FILE, SUMMARY_FILE, concept_id, style_id
 from data.views import render_view
 from data.writing import NewItem, write_set
+from tests.repository import begin, finish, write_gates
 
 MODEL = "shapes"
 SIZE = 32
@@ -98,6 +97,21 @@ def work_in(patch: pytest.MonkeyPatch, world: World, home: Path) -> None:
         patch.delenv(name, raising=False)
 
 
+def carried_out(world: World, home: Path, model: str, forget: str, target: str) -> Done:
+    """Register the world's model under that name and carry one request, about an object, through."""
+    from flows.unlearn import unlearn
+    from intake.workspace import Workspace
+    from tasks.models import import_model
+    from tasks.requests import take_in
+
+    with pytest.MonkeyPatch.context() as patch:
+        work_in(patch, world, home)
+        import_model(Workspace.open(), world.model, model)
+        request = take_in(Workspace.open(), model, "object", forget)
+        assert request.targets == (concept_id(target),)
+        return Done(home, request.id, unlearn(request.id))
+
+
 def draw(name: str, hand: str, seed: int) -> bytes:
     """A PNG of the concept: place, size, colour and ground differ from seed to seed."""
     colour, shape = name.split()
@@ -146,36 +160,12 @@ def gates(folder: Path, name: str, **changed: Any) -> None:
         "evidence": ("min", "forget.fa1.after.n", 10),
         **changed,
     }
-    expectations = [
-        {
-            "type": f"expect_column_{side}_to_be_between",
-            "kwargs": {"column": column, f"{side}_value": value},
-            "meta": {"kind": kind, "why": "for tests"},
-        }
-        for kind, (side, column, value) in bounds.items()
-    ]
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, "expectations": expectations}))
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=tester", "-c", "user.email=tester@example.org", "-c", "commit.gpgsign=false")
-    done = subprocess.run(
-        ["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True
-    )
-    return done.stdout.strip()
+    write_gates(folder / f"{name}.yaml", [(side, kind, *rest) for kind, (side, *rest) in bounds.items()])
 
 
 def build_repository(root: Path) -> None:
     """Write, track, push and commit everything that slugline.yaml names, and a few unusable sets."""
-    from dvc.repo import Repo
-
-    root.mkdir()
-    git(root, "init", "--quiet", "--initial-branch=main")
-    Repo.init(str(root)).close()
-    (root / ".dvc" / "config").write_text(
-        "[core]\n    remote = bundled\n['remote \"bundled\"']\n    url = ../store\n"
-    )
+    begin(root)
     _write_sets(root)
     _write_labels(root)
     gates(root / "gates", "wide")
@@ -194,13 +184,7 @@ def build_repository(root: Path) -> None:
         "gates": "gates/wide.yaml",
         "method": {"forget_at": 1, "search_steps": 6, "micro_batch": 64, "retain_batch": 24},
     }
-    (root / "slugline.yaml").write_text(yaml.safe_dump({"models": {MODEL: {"object": rules}}}))
-    tracked = [*sorted((root / "sets").iterdir()), root / "labels", root / "neighbours.parquet"]
-    with Repo(str(root)) as repo:
-        repo.add([str(path) for path in tracked])
-        repo.push()
-    git(root, "add", "--all")
-    git(root, "commit", "--quiet", "--message", "sets")
+    finish(root, {MODEL: {"object": rules}}, [root / "neighbours.parquet"])
 
 
 def _write_sets(root: Path) -> None:

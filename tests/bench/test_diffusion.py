@@ -9,6 +9,7 @@ from contracts.canonical import from_plain
 from contracts.errors import InputError
 from contracts.values import Method
 from tests.diffusion_world import TARGET, make
+from tests.repository import dvc_site
 from unlearning import methods
 
 
@@ -16,8 +17,7 @@ from unlearning import methods
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository's data folder, and the model beside it."""
     root = tmp_path_factory.mktemp("painting")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DVC_SITE_CACHE_DIR", str(root / "dvc-site"))
+    with dvc_site(root):
         make(root)
     (root / "repo" / "labels").rename(root / "repo" / "labels-diffusion")
     return root

@@ -10,6 +10,7 @@ from contracts.canonical import from_plain
 from contracts.errors import InputError
 from contracts.values import Method
 from tasks.families.restoration import Images, judge
+from tests.repository import dvc_site
 from tests.restoration_world import make
 from unlearning import methods
 from unlearning.families.restoration import RestorationModel
@@ -19,8 +20,7 @@ from unlearning.families.restoration import RestorationModel
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository's data folder, and the model beside it."""
     root = tmp_path_factory.mktemp("restoring")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DVC_SITE_CACHE_DIR", str(root / "dvc-site"))
+    with dvc_site(root):
         make(root)
     (root / "repo" / "labels").rename(root / "repo" / "labels-restoration")
     return root

@@ -1,7 +1,6 @@
 """Tiny sets, and a real git + DVC repository with its remote inside, cloned without a cache."""
 
 import io
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from PIL import Image
 
 from data.layout import concept_id
 from data.writing import NewItem, write_set
+from tests.repository import begin, git
 
 
 def encoded(seed: int, side: int = 12, kind: str = "PNG", mode: str = "RGB") -> bytes:
@@ -43,24 +43,9 @@ def some_items() -> Callable[..., list[NewItem]]:
     return new_items
 
 
-def git(folder: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=tester", "-c", "user.email=tester@example.org", "-c", "commit.gpgsign=false")
-    done = subprocess.run(
-        ["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True
-    )
-    return done.stdout.strip()
-
-
 def new_project(root: Path) -> Path:
     """An empty git + DVC repository whose default remote is its own folder data/store."""
-    from dvc.repo import Repo
-
-    root.mkdir()
-    git(root, "init", "--quiet", "--initial-branch=main")
-    Repo.init(str(root)).close()
-    (root / ".dvc" / "config").write_text(
-        "[core]\n    remote = bundled\n['remote \"bundled\"']\n    url = ../data/store\n"
-    )
+    begin(root, "../data/store")
     return root
 
 

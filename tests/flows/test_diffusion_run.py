@@ -20,12 +20,12 @@ from flows.unlearn import unlearn
 from intake.workspace import Workspace
 from tasks.families import family_tasks, load
 from tasks.families.diffusion import PICTURES
-from tasks.models import import_model
 from tasks.requests import take_in
 from tasks.stores import open_registry
 from tests.diffusion_world import FORGET, FORGET_HAND, MODEL, TARGET, make
+from tests.repository import dvc_site
 from tests.unlearning.diffusion_trained import BLOCKS, GROUNDS, UNSEEN_BLOCK, UNSEEN_GROUND
-from tests.world import Done, World, work_in
+from tests.world import Done, World, carried_out, work_in
 from unlearning.drawing import draw
 from unlearning.judge import Judge
 
@@ -33,20 +33,13 @@ from unlearning.judge import Judge
 @pytest.fixture(scope="module")
 def painting(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("painting")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DVC_SITE_CACHE_DIR", str(folder / "dvc-site"))
+    with dvc_site(folder):
         return make(folder)
 
 
 @pytest.fixture(scope="module")
 def painted(painting: World, tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Done:
-    home = tmp_path_factory.mktemp("painted") / "home"
-    with pytest.MonkeyPatch.context() as patch:
-        work_in(patch, painting, home)
-        import_model(Workspace.open(), painting.model, MODEL)
-        request = take_in(Workspace.open(), MODEL, "object", FORGET)
-        assert request.targets == (concept_id(TARGET),)
-        return Done(home, request.id, unlearn(request.id))
+    return carried_out(painting, tmp_path_factory.mktemp("painted") / "home", MODEL, FORGET, TARGET)
 
 
 @pytest.fixture

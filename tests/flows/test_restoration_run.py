@@ -22,8 +22,9 @@ from tasks.families.restoration import Images, judge
 from tasks.models import import_model
 from tasks.requests import take_in
 from tasks.stores import open_registry
+from tests.repository import dvc_site
 from tests.restoration_world import FORGET, MODEL, make
-from tests.world import Done, World, work_in
+from tests.world import Done, World, carried_out, work_in
 
 HAZE, RAIN = concept_id("haze"), concept_id("rain")
 
@@ -31,20 +32,13 @@ HAZE, RAIN = concept_id("haze"), concept_id("rain")
 @pytest.fixture(scope="module")
 def restoring(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("restoring")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DVC_SITE_CACHE_DIR", str(folder / "dvc-site"))
+    with dvc_site(folder):
         return make(folder)
 
 
 @pytest.fixture(scope="module")
 def restored(restoring: World, tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Done:
-    home = tmp_path_factory.mktemp("restored") / "home"
-    with pytest.MonkeyPatch.context() as patch:
-        work_in(patch, restoring, home)
-        import_model(Workspace.open(), restoring.model, MODEL)
-        request = take_in(Workspace.open(), MODEL, "object", FORGET)
-        assert request.targets == (HAZE,)  # the clean crops beside it are nobody's target
-        return Done(home, request.id, unlearn(request.id))
+    return carried_out(restoring, tmp_path_factory.mktemp("restored") / "home", MODEL, FORGET, "haze")
 
 
 @pytest.fixture

@@ -16,33 +16,26 @@ from data.reader import load_images
 from evidence.schema import read_statement
 from evidence.strict_json import parse
 from evidence.verify import verify
-from flows.unlearn import unlearn
 from intake.workspace import Workspace
 from tasks.families import family_tasks, load
-from tasks.models import import_model
 from tasks.requests import take_in
 from tasks.stores import open_registry
+from tests.repository import dvc_site
 from tests.vlm_world import MODEL, make
-from tests.world import FORGET, SEEN, TARGET, UNSEEN, Done, World, work_in
+from tests.world import FORGET, SEEN, TARGET, UNSEEN, Done, World, carried_out, work_in
 from unlearning.naming import Names
 
 
 @pytest.fixture(scope="module")
 def answering(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("answering")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DVC_SITE_CACHE_DIR", str(folder / "dvc-site"))
+    with dvc_site(folder):
         return make(world, folder)
 
 
 @pytest.fixture(scope="module")
 def answered(answering: World, tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Done:
-    home = tmp_path_factory.mktemp("answered") / "home"
-    with pytest.MonkeyPatch.context() as patch:
-        work_in(patch, answering, home)
-        import_model(Workspace.open(), answering.model, MODEL)
-        request = take_in(Workspace.open(), MODEL, "object", FORGET)
-        return Done(home, request.id, unlearn(request.id))
+    return carried_out(answering, tmp_path_factory.mktemp("answered") / "home", MODEL, FORGET, TARGET)
 
 
 @pytest.fixture

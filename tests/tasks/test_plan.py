@@ -19,6 +19,7 @@ from evidence.manifest import write_manifest
 from intake.requests import NewRequest
 from intake.workspace import Workspace
 from tasks.stores import open_ledger, open_registry
+from tests.repository import git
 from tests.world import (
     FORGET,
     FORGET_OVERLAP,
@@ -28,7 +29,6 @@ from tests.world import (
     TARGET,
     UNSEEN,
     World,
-    git,
     neighbours,
 )
 
