@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from torch.nn import functional
 
 from data.train_vlm import word_tokenizer
 from tests.repository import git, write_gates
+from tests.unlearning.families.vlm_tiny import fit
 from tests.world import SEEN, World, copy_tree, training_pictures
 from unlearning.families.clip import ClipModel
 from unlearning.families.vlm import TOKENIZER, VlmModel
@@ -98,16 +98,5 @@ def teach(clip: ClipModel, folder: Path) -> None:
     asked = [model.chat.asks.asked(model.chat, SEEN[label]) for label in labels]
     # The article and the end count too: what is taught is to answer.
     asked = [(ids, [i >= len(ids) - 4 for i in range(len(ids))]) for ids, _ in asked]
-    trained = [*model.projector.parameters(), *model.decoder.parameters()]
-    optimizer = torch.optim.AdamW([p.requires_grad_() for p in trained], lr=5e-3)
-    order = torch.Generator().manual_seed(0)
-    for _ in range(_STEPS):
-        rows = torch.randperm(len(labels), generator=order)[:48]
-        forced = model.forced(features[rows], [asked[i] for i in rows])
-        loss = functional.cross_entropy(forced.logits, forced.ids)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    for parameter in trained:
-        parameter.requires_grad_(False)
+    fit(model, features, asked, _STEPS, batch=48)
     model.save(folder)

@@ -1,6 +1,6 @@
 """Tiny vision-language models that name coloured shapes, over the tiny CLIP models of `tests/unlearning`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -92,11 +92,18 @@ def teach(model: VlmModel, steps: int = 120) -> None:
     with torch.no_grad():
         features = model.features(images)
     asked = [model.chat.answered(TASK.question, f"a {NAMES[label]}") for label in labels]
+    fit(model, features, asked, steps, batch=32)
+
+
+def fit(
+    model: VlmModel, features: Tensor, asked: Sequence[tuple[list[int], list[bool]]], steps: int, batch: int
+) -> None:
+    """Projector and decoder, by the tokens that count of a question and answer about each of n images."""
     trained = [*model.projector.parameters(), *model.decoder.parameters()]
     optimizer = torch.optim.AdamW([p.requires_grad_() for p in trained], lr=5e-3)
-    rng = torch.Generator().manual_seed(0)
+    order = torch.Generator().manual_seed(0)
     for _ in range(steps):
-        rows = torch.randperm(len(labels), generator=rng)[:32]
+        rows = torch.randperm(len(asked), generator=order)[:batch]
         forced = model.forced(features[rows], [asked[i] for i in rows])
         loss = functional.cross_entropy(forced.logits, forced.ids)
         optimizer.zero_grad()
