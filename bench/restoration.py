@@ -5,6 +5,7 @@ out no better than they went in) and is measured on the held-out crops: PSNR of 
 many images of the forgotten one are still restored, or are harmed, by 1 dB (`tasks.families.restoration`).
 
     instances         the forget images themselves, beside unseen images of the same degradation
+    --relearn         how fast each model comes back to it when it is trained on (`bench.relearning`)
     --retrained DIR   a model folder trained without the target, the reference for all of them:
                       python -m data.train_restorer --without haze --out .slugline/without-haze
 
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from bench.provenance import provenance
+from bench.relearning import curve
 from bench.variants import picked_from
 from contracts.canonical import from_plain
 from contracts.errors import InputError, SluglineError
@@ -76,13 +78,20 @@ def main() -> None:
     parser.add_argument("--target", default="haze", help="degradation to forget")
     parser.add_argument("--methods", default="", help="labels, separated by semicolons; all if not given")
     parser.add_argument("--retrained", type=Path, metavar="DIR")
+    parser.add_argument("--relearn", action="store_true", help="about a minute more for each method")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     picked = picked_from(options.methods, VARIANTS)
     repo, rows = repository(), []
     for row in compare(
-        repo / "data", repo / MODEL, options.target, picked, options.retrained, options.threads
+        repo / "data",
+        repo / MODEL,
+        options.target,
+        picked,
+        options.retrained,
+        options.threads,
+        options.relearn,
     ):
         print(line(row), file=sys.stderr)
         rows.append(row)
@@ -91,7 +100,13 @@ def main() -> None:
 
 
 def compare(
-    data: Path, folder: Path, target: str, picked: list[str], retrained: Path | None, threads: int
+    data: Path,
+    folder: Path,
+    target: str,
+    picked: list[str],
+    retrained: Path | None,
+    threads: int,
+    relearn: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """A row for the input, the original, the retrained model if there is one, and every method.
 
@@ -102,6 +117,7 @@ def compare(
         picked: labels of `VARIANTS`.
         retrained: folder of a model that never saw the target.
         threads: torch's.
+        relearn: whether to train every model on.
 
     Raises:
         InputError: there is no such degradation.
@@ -129,10 +145,16 @@ def compare(
         for label, name in labels.items()
     }
     held = {name: images for name, images in held.items() if len(images.rows)}
+
+    def again(model: RestorationModel) -> dict[str, Any]:
+        sets = {"kept": request.retain, "forgotten": request.forget} if relearn else {}
+        return {f"relearned_on_{name}": curve(model, pairs, held[target]) for name, pairs in sets.items()}
+
     with deterministic(0, threads):
         yield {"method": "original", **measured(RestorationModel.load(folder), target, held, forget)}
         if retrained is not None:
-            yield {"method": "retrained", **measured(RestorationModel.load(retrained), target, held, forget)}
+            never = RestorationModel.load(retrained)
+            yield {"method": "retrained", **measured(never, target, held, forget), **again(never)}
         for label in picked:
             model, method = RestorationModel.load(folder), from_plain(Method, {**COMMON, **VARIANTS[label]})
             began = process_time()
@@ -140,6 +162,7 @@ def compare(
                 outcome = methods.unlearn(model, request, method, tell)
             spent = {"cpu_seconds": round(process_time() - began, 1), "tensors": len(outcome.edits)}
             found = measured(model, target, held, forget)
+            found |= again(model)
             yield {"method": label, "reached_target": outcome.reached_target, **spent, **found}
 
 
@@ -167,11 +190,16 @@ def line(row: Mapping[str, Any]) -> str:
     kept = "  ".join(
         f"{name} {psnr:.2f}" for name, psnr in row["psnr"].items() if name not in (row["target"], CLEAN)
     )
+    relearned = "".join(
+        f"  {name}: " + ", ".join(f"{own['gain']:+.2f} dB after {steps}" for steps, own in row[name].items())
+        for name in row
+        if name.startswith("relearned")
+    )
     return (
         f"{row['method']:<32} {row['target']} {row['psnr'][row['target']]:.2f} dB "
         f"(gain {row['gain']:+.2f} +- {row['gain_deviation']:.2f}, restored {row['restored']:.0%}, "
         f"harmed {row['harmed']:.0%})  {kept}  clean {row['psnr'][CLEAN]:.2f}  "
-        f"{row.get('tensors', 0)} tensors, {row.get('cpu_seconds', 0)} CPU s"
+        f"{row.get('tensors', 0)} tensors, {row.get('cpu_seconds', 0)} CPU s" + relearned
     )
 
 

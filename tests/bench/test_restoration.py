@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from bench.relearning import curve
 from bench.restoration import COMMON, VARIANTS, compare, line
 from contracts.canonical import from_plain
 from contracts.errors import InputError
@@ -45,6 +47,23 @@ def test_rows_are_measured_on_the_holdout_and_every_method_starts_from_the_same_
     assert rows[0]["restored"] == round(float(np.mean(hazy.gain >= 1)), 3)
     assert rows[2]["tensors"] == 1
     assert "slug" in line(rows[2])
+
+
+def test_a_model_that_is_trained_on_is_measured_on_the_way_and_left_as_it_was(folder: Path) -> None:
+    model, before = (RestorationModel.load(folder / "model") for _ in range(2))
+    pool, held = (Images.read(folder / f"repo/sets/restoration-{name}") for name in ("pool", "holdout"))
+    hazy = held.where(held.rows["caption"] == "haze")
+    ids = tuple(sorted(set(pool.rows["object"])))
+    found = curve(model, pool.where(pool.rows["caption"] == "haze").pairs(ids), hazy, steps=(0, 2, 12))
+    assert list(found) == [0, 2, 12]
+    gain = judge(before, hazy).gain
+    assert found[0] == {
+        "gain": round(float(np.mean(gain)), 2),
+        "restored": round(float(np.mean(gain >= 1)), 3),
+    }
+    assert found[12]["gain"] > found[0]["gain"]  # its task, trained further
+    assert all(torch.equal(weight, before.parameters[name]) for name, weight in model.parameters.items())
+    assert not any(weight.requires_grad for weight in model.parameters.values())
 
 
 def test_an_unknown_degradation_is_refused(folder: Path) -> None:
