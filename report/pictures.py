@@ -17,6 +17,8 @@ _GROUPS = {
     "control": "Control, never known to the model (should stay low)",
 }
 
+NAMED = 5  # layers in a text that is read aloud
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -39,7 +41,9 @@ def profile_picture(record: RunRecord) -> Picture:
 
 def search_picture(record: RunRecord) -> Picture:
     """FA and TA against the step size, and the layers the search chose between."""
-    chosen = "; ".join(f"λ = {e.step_size:.3g} on {short_layer(e.layer, 60)}" for e in record.edits)
+    chosen = "; ".join(f"λ = {e.step_size:.3g} on {short_layer(e.layer, 60)}" for e in record.edits[:NAMED])
+    if len(record.edits) > NAMED:
+        chosen += f"; and {len(record.edits) - NAMED} more"
     alt = (
         f"Forget and retained accuracy against the step size, {len(record.curve)} points, "
         f"and the trade-off between both for the best step of each layer. Chosen: {chosen or 'none'}."

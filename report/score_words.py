@@ -11,11 +11,13 @@ class ScoreWords:
         layers: what importance and alignment are good for.
         caption: what they are, over the table.
         step: what one step does to a weight.
+        trained: whether many steps were taken, and not one that was searched.
     """
 
     layers: str
     caption: str
     step: str
+    trained: bool = False
 
 
 _GRADIENT = ScoreWords(
@@ -29,7 +31,17 @@ _OTHER = ScoreWords(
     caption="Importance and alignment, as the method defines them",
     step="weight += λ · what the method adds at λ = 1.",
 )
+_TRAINED = ScoreWords(
+    layers=_OTHER.layers,
+    caption=_OTHER.caption,
+    step="All tensors below were trained: λ is the learning rate times the optimiser steps taken.",
+    trained=True,
+)
 _BY_METHOD = {
+    **dict.fromkeys(
+        ("fine-tuning", "gradient-ascent", "ascent-finetuning", "salun", "instance-unlearning", "scrub"),
+        _TRAINED,
+    ),
     "slug": _GRADIENT,
     "slug-preconditioned": ScoreWords(
         layers=_GRADIENT.layers,
