@@ -16,6 +16,7 @@ EXIT_CODES = {
 }
 
 RATES = {"fa1": "FA@1", "ta1": "TA@1", **SHORT}
+NAMED = 3  # changed tensors that are told by name; the certificate names all
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 
@@ -38,7 +39,8 @@ def print_run(run: dict[str, Any]) -> None:
 
     forget, retain = run["forget"], run["retain"]
     forgotten, retained = (_rate_of(side) for side in (forget, retain))
-    edits = ", ".join(f"{e['layer']} ({e['tower']}, step {e['step_size']:.3g})" for e in run["edited"])
+    named = [f"{e['layer']} ({e['tower']}, step {e['step_size']:.3g})" for e in run["edited"]]
+    edits = ", ".join(named[:NAMED]) + (f" and {len(named) - NAMED} more" if len(named) > NAMED else "")
     verdict = click.style(run["verdict"], bold=True, fg="green" if run["verdict"] == "passed" else "red")
     moved = "is now champion" if run["promoted"] else "registered, champion unchanged"
     click.echo(f"{run['request']}: {verdict}: version {run['version']} {moved}")
