@@ -13,7 +13,9 @@ this process and on these threads.
     ratio_cached       the default method, retain statistics read from their file / (forget + search)
     seconds            medians over the rounds: CPU seconds, on a GPU wall-clock seconds
     rounds             seconds of every round; a ratio is the median over rounds of that round's ratio
-    memory             growth of resident memory while profiling, next to what is allowed
+    memory             growth of resident memory while profiling, next to what is allowed.  That includes
+                       what glibc's allocator keeps of freed blocks; with MALLOC_MMAP_THRESHOLD_=4194304 in
+                       the environment large ones are given back, and it is what the work needs
     utilisation        operations, their rate, its share of a large matrix product's and of the peak; the
                        host's preprocessing beside them
 
@@ -77,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "precision": meter.precision,
             "clock": meter.clock,
             "threads": options.threads,
+            "malloc_mmap_threshold": os.environ.get("MALLOC_MMAP_THRESHOLD_"),
             "load": os.getloadavg(),
         }
         ratio = found.get(REFERENCE, {}).get("ratio")

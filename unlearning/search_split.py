@@ -52,7 +52,19 @@ class SearchSplit:
         whole = SplitView(self, {"vision": 0, "text": 0})
         self.image_features = whole.image_features(torch.arange(len(self.labels)))
         self.class_embeddings = whole.class_embeddings(torch.arange(self.n_classes))
-        self.kept_rows = torch.nonzero(~torch.isin(self.labels, self.targets)).flatten()
+        self.kept_rows = self._least_sure_first(torch.nonzero(~torch.isin(self.labels, self.targets)).flatten())
+
+    def _least_sure_first(self, rows: Tensor) -> Tensor:
+        """The images `rows` by how far their own class stands above all others, wrong ones first.
+
+        An edit gets those wrong that were wrong or nearly so: counted in this order, what it can still keep is
+        soon too little, or surely enough.
+        """
+        scores = self.image_features[rows] @ self.class_embeddings.T
+        own = self.labels[rows].to(scores.device)[:, None]
+        true = scores.gather(1, own).flatten()
+        margins = true - scores.scatter(1, own, -torch.inf).max(dim=1).values
+        return rows[margins.argsort(stable=True).cpu()]
 
     def view(self, stages: Mapping[Tower, int], before: "SplitView | None" = None) -> "SplitView":
         """The split, ready for edits at or after the given stage of each named tower.
@@ -191,7 +203,8 @@ class SplitView:
         split = self._split
         classes, right = self.class_embeddings(torch.arange(split.n_classes)).T, 0
         left = n = len(split.kept_rows)
-        for rows in torch.split(split.kept_rows, -(-n // LOOKS)):
+        for part in torch.split(split.kept_rows, -(-n // LOOKS)):
+            rows = part.sort().values
             scores = self.image_features(rows) @ classes
             if not bool(torch.isfinite(scores).all()):
                 return 0.0

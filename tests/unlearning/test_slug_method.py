@@ -333,6 +333,17 @@ def test_what_is_kept_is_counted_exactly_or_not_at_all(model: ClipModel, task, m
     assert view.retained_rate_if(lambda most: False) is None
 
 
+def test_what_was_wrong_before_an_edit_is_counted_first(model: ClipModel, task) -> None:  # type: ignore[no-untyped-def]
+    split = SearchSplit(model, task.inputs(TARGET), task.method)
+    kept = split.kept_rows
+    assert sorted(kept.tolist()) == torch.nonzero(~torch.isin(split.labels, split.targets)).flatten().tolist()
+    scores = split.image_features[kept] @ split.class_embeddings.T
+    right = scores.argmax(dim=1) == split.labels[kept]
+    wrong = int((~right).sum())
+    assert 0 < wrong < len(kept)
+    assert right.tolist() == [False] * wrong + [True] * (len(kept) - wrong)
+
+
 def test_huge_steps_that_break_the_model_are_not_success(model: ClipModel, task) -> None:
     # A direction of 1e36 per entry overflows fp32 inside the tower: neither a crash nor "forgotten".
     inputs, before = task.inputs(TARGET), state(model)
