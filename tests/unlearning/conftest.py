@@ -120,11 +120,15 @@ def assert_open_clips_without_padding(model: ClipModel, tokens: torch.Tensor, bl
 
 
 def train(model: ClipModel, steps: int, rate: float = 3e-3, per_class: int = 1) -> None:
-    """Fit a tiny model to the drawings, `per_class` of every class in a batch."""
+    """Fit a tiny model to the drawings, `per_class` of every class in a batch.
+
+    In double precision: in single, rounding differs between processors, training makes it grow, and what the
+    tests then find in the model would be another thing on each machine.
+    """
     images, labels = items(20, seed=1)
-    pixels, tokens = model.preprocess(images), model.tokenize(captions(labels))
+    pixels, tokens = model.preprocess(images).double(), model.tokenize(captions(labels))
     draw_batch = torch.Generator().manual_seed(0)
-    model.net.train().requires_grad_(True)
+    model.net.double().train().requires_grad_(True)
     optimizer = torch.optim.AdamW(model.net.parameters(), lr=rate)
     for _ in range(steps):
         order = torch.randperm(len(labels), generator=draw_batch)
@@ -136,7 +140,7 @@ def train(model: ClipModel, steps: int, rate: float = 3e-3, per_class: int = 1) 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    model.net.eval().requires_grad_(False)
+    model.net.float().eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")
