@@ -1,5 +1,8 @@
 """Forgetting an object or a hand: methods on the text-to-image model.  `python -m bench.diffusion --json`
 
+    python -m bench.diffusion --target noto --axis style        one request
+    python -m bench.diffusion --objects 3 --hands 2 --seed 1    requests drawn from all that it draws
+
 Each method starts from the same model and sets, is stopped by the same search split, and is measured on
 the prompts of the verdict (`tasks.families.diffusion`) in the words of UnlearnCanvas:
 
@@ -8,6 +11,8 @@ the prompts of the verdict (`tasks.families.diffusion`) in the words of UnlearnC
     CRA  share of the same pictures that are recognised on the other axis
     KID  from those to the drawings
 
+and by the gates of slugline.yaml.
+
 "slug, denoising loss" goes along the gradient of the concept's own denoising loss, without neutral captions.
 The trained baselines take many steps in all weights of the text tower, until the search split no longer shows
 the concept.
@@ -15,21 +20,25 @@ the concept.
 
 import argparse
 import json
+import statistics
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import process_time
 from typing import Any
 
 from bench.provenance import provenance
+from bench.requests import Request, draw, linked_sets, plan_for
 from bench.variants import picked_from
 from contracts.canonical import from_plain
 from contracts.errors import InputError, SluglineError
-from contracts.values import Axis, Method, Plan
+from contracts.values import Axis, Method
+from gates.runner import run_suite
+from gates.suite import load_suite
 from tasks.families import diffusion
-from tasks.house import repository
+from tasks.house import Rules, repository, rules
 from tasks.plan import read_labels
 from tasks.progress import bar
 from unlearning import methods
@@ -37,19 +46,21 @@ from unlearning.determinism import deterministic
 from unlearning.families.diffusion import DiffusionModel
 
 MODEL = "data/models/diffusion"
-COMMON: Mapping[str, Any] = {"towers": ["text"], "micro_batch": 16}
-# Out of the judge's first so many classes in the search, of the few hands and of the many objects.
-FORGET_AT: Mapping[Axis, int] = {"object": 5, "style": 2}
+RULES = "emoji-painter"
+POOL = "data/sets/diffusion-pool"
+AXES: tuple[Axis, ...] = ("object", "style")
 DENOISING = "slug, denoising loss"
 BUDGET = {"learning_rates": [2e-4], "steps": 24, "weight_decay": 0.0}
+# Label -> method; where the search stops, and the micro-batch, are the house's.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "slug": {"name": "slug"},
-    "slug-preconditioned": {"name": "slug-preconditioned"},
+    "uce-cross-attention": {"name": "uce-cross-attention", "towers": ["unet"]},
+    "slug": {"name": "slug", "towers": ["text"]},
+    "slug-preconditioned": {"name": "slug-preconditioned", "towers": ["text"]},
     "slug, unet": {"name": "slug", "towers": ["unet"]},
     "slug-preconditioned, unet": {"name": "slug-preconditioned", "towers": ["unet"]},
-    DENOISING: {"name": "slug"},
-    "gradient ascent": {"name": "gradient-ascent", "options": BUDGET},
-    "ascent-finetuning": {"name": "ascent-finetuning", "options": BUDGET},
+    DENOISING: {"name": "slug", "towers": ["text"]},
+    "gradient ascent": {"name": "gradient-ascent", "towers": ["text"], "options": BUDGET},
+    "ascent-finetuning": {"name": "ascent-finetuning", "towers": ["text"], "options": BUDGET},
 }
 
 
@@ -57,77 +68,135 @@ def main() -> None:
     """Measure every method and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--target", default="bullseye", help="name of what to forget")
-    parser.add_argument("--axis", choices=("object", "style"), default="object")
+    parser.add_argument("--axis", choices=AXES, default="object", help="of the target")
+    parser.add_argument("--objects", type=int, default=0, help="draw so many instead")
+    parser.add_argument("--hands", type=int, default=0, help="draw so many instead")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--methods", default="", help="labels, separated by semicolons; all if not given")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     picked = picked_from(options.methods, VARIANTS)
     repo, rows = repository(), []
-    for row in compare(repo / "data", repo / MODEL, options.axis, options.target, picked, options.threads):
+    house = {axis: rules(repo, RULES, axis) for axis in AXES}
+    if options.objects or options.hands:
+        requests = drawn(repo, house, options.objects, options.hands, options.seed)
+    else:
+        requests = (named(repo, house, options.axis, options.target),)
+    for row in compare(repo, house, repo / MODEL, requests, picked, options.threads):
         print(line(row), file=sys.stderr)
         rows.append(row)
+    for axis in AXES:
+        for label in picked:
+            own = [row for row in rows if (row["axis"], row["method"]) == (axis, label)]
+            if len(own) > 1:
+                print(summary(label, own), file=sys.stderr)
     if options.json:
         print(json.dumps({"provenance": provenance("bench.diffusion"), "rows": rows}, indent=2))
 
 
-def compare(
-    data: Path, model: Path, axis: Axis, target: str, picked: list[str], threads: int
-) -> Iterator[dict[str, Any]]:
-    """A row for every method.
-
-    Args:
-        data: holds sets/diffusion-* and labels-diffusion.
-        model: its folder.
-        axis: of the target.
-        target: name of what to forget.
-        picked: labels of `VARIANTS`.
-        threads: torch's.
+def named(repo: Path, house: Mapping[Axis, Rules], axis: Axis, target: str) -> Request:
+    """The request to forget what has this name.
 
     Raises:
-        InputError: there is no such object or hand.
-        SluglineError: a set or a model is unusable.
+        InputError: the model draws no such object or hand.
     """
-    labels = read_labels(data / "labels-diffusion")
-    found = labels[(labels["axis"] == axis) & labels["seen"] & (labels["name"] == target)]
+    labels = read_labels(repo / house[axis].labels)
+    found = labels.loc[(labels["axis"] == axis) & labels["seen"] & (labels["name"] == target), "id"]
     if found.empty:
         raise InputError(f"there is no {axis} {target!r} that the model draws")
-    plan = _plan(axis, str(found["id"].iloc[0]))
-    with TemporaryDirectory() as scratch, deterministic(0, threads):
-        folder = Path(scratch)
-        for role, path in _paths(data, axis).items():
-            (folder / role).symlink_to(path.absolute())
-        for label in picked:
-            edited = DiffusionModel.load(model)
-            request = diffusion.request(plan, folder, edited)
-            if label == DENOISING:
-                request = replace(request, neutral=None)
-            method = from_plain(Method, {**COMMON, "forget_at": FORGET_AT[axis], **VARIANTS[label]})
-            began = process_time()
-            with bar(label) as tell:
-                outcome = methods.unlearn(edited, request, method, tell)
-            spent = {"cpu_seconds": round(process_time() - began, 1), "tensors": len(outcome.edits)}
-            original = DiffusionModel.load(model)
-            measured = diffusion.measured(plan, folder, original, edited, method.towers).figures
-            yield {
-                "method": label,
-                "target": target,
-                "reached_target": outcome.reached_target,
-                **spent,
-                **{
-                    name: {
-                        state: round(measured.rates[f"{group}.recognised.{state}"].estimate, 3)
-                        for state in ("before", "after")
-                    }
-                    for name, group in (("forget", "forget"), ("IRA", "retain"), ("CRA", "cross"))
-                },
-                "UA": round(1 - measured.rates["forget.recognised.after"].estimate, 3),
-                "n": measured.rates["forget.recognised.after"].n,
-                "KID": {
-                    state: round(-getattr(measured.levels["retain.likeness"], state), 4)
-                    for state in ("before", "after")
-                },
+    return Request("single" if axis == "object" else "style", (str(found.iloc[0]),))
+
+
+def drawn(
+    repo: Path, house: Mapping[Axis, Rules], objects: int, hands: int, seed: int
+) -> tuple[Request, ...]:
+    """Requests drawn from everything that the model draws."""
+    labels = read_labels(repo / house["object"].labels)
+    seen = {axis: frozenset(labels.loc[labels["seen"] & (labels["axis"] == axis), "id"]) for axis in AXES}
+    return draw(labels, seen, {"single": objects, "style": hands}, seed)
+
+
+def compare(
+    repo: Path,
+    house: Mapping[Axis, Rules],
+    model: Path,
+    requests: Sequence[Request],
+    picked: Sequence[str],
+    threads: int,
+    pool: str = POOL,
+) -> Iterator[dict[str, Any]]:
+    """A row for every request and method.
+
+    Args:
+        repo: the repository that holds sets, labels and gates.
+        house: the model's rules, by axis.
+        model: its folder.
+        requests: what to forget, each by itself.
+        picked: labels of `VARIANTS`.
+        threads: torch's.
+        pool: where forget sets are taken from, in the repository.
+
+    Raises:
+        SluglineError: a set or a model is unusable.
+    """
+    for request in requests:
+        own = house[request.axis]
+        names = read_labels(repo / own.labels).set_index("id")["name"]
+        with linked_sets(repo, own, pool) as sets:
+            for label in picked:
+                told = {name: own.method[name] for name in ("forget_at", "micro_batch")}
+                method = from_plain(Method, {**told, **VARIANTS[label]})
+                yield {
+                    "method": label,
+                    "axis": request.axis,
+                    "target": names[request.targets[0]],
+                    **forget(repo, own, request, label, method, sets, model, threads),
+                }
+
+
+def forget(
+    repo: Path,
+    house: Rules,
+    request: Request,
+    label: str,
+    method: Method,
+    sets: Path,
+    model: Path,
+    threads: int,
+) -> dict[str, Any]:
+    """One request by one method: verdict, gates that were missed, figures, and what it took."""
+    plan = plan_for(repo, house, request.axis, request.targets, method, threads)
+    with deterministic(plan.seed, threads):
+        edited = DiffusionModel.load(model)
+        inputs = diffusion.request(plan, sets, edited)
+        if label == DENOISING:
+            inputs = replace(inputs, neutral=None)
+        began = process_time()
+        with bar(label) as tell:
+            outcome = methods.unlearn(edited, inputs, method, tell)
+        spent = process_time() - began
+        original = DiffusionModel.load(model)
+        found = diffusion.measured(plan, sets, original, edited, method.towers).figures
+    verdict = run_suite(load_suite(repo / house.gates), found).verdict
+    rates, likeness = found.rates, found.levels["retain.likeness"]
+    return {
+        "verdict": verdict.decision,
+        "missed": [gate.gate for gate in verdict.gates if gate.result != "passed"],
+        "reached_target": outcome.reached_target,
+        "cpu_seconds": round(spent, 1),
+        "tensors": len(outcome.edits),
+        **{
+            name: {
+                state: round(rates[f"{group}.recognised.{state}"].estimate, 3)
+                for state in ("before", "after")
             }
+            for name, group in (("forget", "forget"), ("IRA", "retain"), ("CRA", "cross"))
+        },
+        "UA": round(1 - rates["forget.recognised.after"].estimate, 3),
+        "n": rates["forget.recognised.after"].n,
+        "KID": {state: round(-getattr(likeness, state), 4) for state in ("before", "after")},
+    }
 
 
 def line(row: Mapping[str, Any]) -> str:
@@ -136,40 +205,21 @@ def line(row: Mapping[str, Any]) -> str:
         f"{row[name]['before']:.3f} -> {row[name]['after']:.3f}" for name in ("IRA", "CRA", "KID")
     )
     return (
-        f"{row['method']:<28} {row['target']}: UA {row['UA']:.1%} of {row['n']}  IRA {ira}  CRA {cra}  "
-        f"KID {kid}  {row['tensors']} tensors, {row['cpu_seconds']} CPU s"
+        f"{row['method']:<28} {row['target']}: {row['verdict']}, UA {row['UA']:.1%} of {row['n']}  "
+        f"IRA {ira}  CRA {cra}  KID {kid}  {row['tensors']} tensors, {row['cpu_seconds']} CPU s"
     )
 
 
-def _paths(data: Path, axis: Axis) -> dict[str, Path]:
-    sets = {role: data / f"sets/diffusion-{role}" for role in ("retain", "search", "holdout")}
-    control = data / f"sets/diffusion-{'control' if axis == 'object' else 'style-control'}"
-    return {
-        **sets,
-        "forget": data / "sets/diffusion-pool",
-        "control": control,
-        "labels": data / "labels-diffusion",
+def summary(label: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Verdicts of a method on requests of one axis, and medians."""
+    lost = {
+        name: 100 * statistics.median(row[name]["before"] - row[name]["after"] for row in rows)
+        for name in ("IRA", "CRA")
     }
-
-
-def _plan(axis: Axis, target: str) -> Plan:
-    """As much of a plan as the family reads."""
-    return Plan(
-        request_id="bench",
-        model="bench",
-        base_version="",
-        base_weights_sha256="",
-        axis=axis,
-        targets=(target,),
-        neighbours=(),
-        sets=(),
-        labels_sha256="",
-        method=Method(),
-        gates_sha256="",
-        seed=0,
-        threads=1,
-        device="cpu",
-        software={},
+    return (
+        f"{label:<28} {rows[0]['axis']}: {dict(Counter(row['verdict'] for row in rows))}, median: "
+        f"UA {statistics.median(row['UA'] for row in rows):.1%}, IRA lost {lost['IRA']:.1f} points, "
+        f"CRA lost {lost['CRA']:.1f}, {statistics.median(row['cpu_seconds'] for row in rows):.0f} CPU s"
     )
 
 

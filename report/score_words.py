@@ -11,13 +11,13 @@ class ScoreWords:
         layers: what importance and alignment are good for.
         caption: what they are, over the table.
         step: what one step does to a weight.
-        trained: whether many steps were taken, and not one that was searched.
+        tried: what was tried as a whole, in the plural; none where a step was searched.
     """
 
     layers: str
     caption: str
     step: str
-    trained: bool = False
+    tried: str = ""
 
 
 _GRADIENT = ScoreWords(
@@ -35,7 +35,7 @@ _TRAINED = ScoreWords(
     layers=_OTHER.layers,
     caption=_OTHER.caption,
     step="All tensors below were trained: λ is the learning rate times the optimiser steps taken.",
-    trained=True,
+    tried="learning rates",
 )
 _BY_METHOD = {
     **dict.fromkeys(
@@ -56,6 +56,14 @@ _BY_METHOD = {
         caption="Importance: share of the wanted change that is made. Alignment: change of retained outputs, "
         "in units of their variance",
         step="One matrix is rewritten in closed form: weight += λ · rewrite, λ = 1 being all of it.",
+    ),
+    "uce-cross-attention": ScoreWords(
+        layers=_OTHER.layers,
+        caption=_OTHER.caption,
+        step="The matrices through which texts are read were rewritten in closed form, so that captions of "
+        "what is to be forgotten are read as those of another name, the anchor: λ is its place among the "
+        "kept names, the nearest being 1.",
+        tried="anchors",
     ),
     "erase-linear": ScoreWords(
         layers="The erasure takes out of the layer's inputs what tells the concepts linearly (importance: "

@@ -70,6 +70,11 @@ class Labels:
         """What the judge tells apart on an axis, in the order of its logits."""
         return self.judge.config.objects if axis == "object" else self.judge.config.styles
 
+    def names(self, axis: Axis) -> tuple[str, ...]:
+        """What captions call the classes of an axis; the id, where labels know no name."""
+        known = self.table.set_index("id")["name"]
+        return tuple(str(known.get(label, label)) for label in self.classes(axis))
+
     def kept(self, plan: Plan) -> set[str]:
         """What the model drew in training and is to go on drawing."""
         own = self.table[(self.table["axis"] == plan.axis) & self.table["seen"]]
@@ -127,6 +132,8 @@ def request(plan: Plan, folder: Path, model: DiffusionModel) -> DiffusionRequest
         judging=judging,
         draws=Draws(count=DRAWS, seed=plan.seed),
         steps=SEARCH_STEPS,
+        class_names=labels.names(plan.axis),
+        contexts=_contexts(pd.concat([forget, retain]), plan.axis, labels),
     )
 
 
@@ -217,6 +224,17 @@ def _neutral(items: pd.DataFrame, plan: Plan, labels: Labels, kept: Sequence[str
         other = text.replace(names[target], names[kept[i % len(kept)]])
         found.append(other if other != text else "")
     return tuple(found)
+
+
+def _contexts(items: pd.DataFrame, axis: Axis, labels: Labels) -> tuple[str, ...]:
+    """The captions with {} in the place of their class, each once; those that do not name it are left out."""
+    names = labels.table.set_index("id")["name"]
+    found = (
+        text.replace(names[label], "{}")
+        for text, label in zip(items["caption"], items[axis], strict=True)
+        if text.count(names[label]) == 1
+    )
+    return tuple(dict.fromkeys(found))
 
 
 def _of_targets(held: pd.DataFrame, plan: Plan) -> pd.DataFrame:

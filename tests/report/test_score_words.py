@@ -41,3 +41,12 @@ def test_training_is_no_searched_step(records: dict[str, RunRecord]) -> None:
     assert "and 15 more" in page
     assert "smallest step" in render(record)
     assert "1 changed tensor<" in render(replace(record, edits=many[:1]))
+
+
+def test_of_anchors_the_best_is_told_and_no_searched_step(records: dict[str, RunRecord]) -> None:
+    record = records["passed"]
+    plan = replace(record.plan, method=replace(record.plan.method, name="uce-cross-attention"))
+    page = render(replace(record, plan=plan, profile=dict.fromkeys(record.profile, ())))
+    assert "smallest step" not in page
+    assert "of the anchors that reached it" in page
+    assert "of the learning rates" not in page

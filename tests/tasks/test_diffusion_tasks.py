@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from contracts.errors import SetError
-from tasks.families.diffusion import PICTURES, Labels, _hits, _neutral, _of_targets
+from tasks.families.diffusion import PICTURES, Labels, _contexts, _hits, _neutral, _of_targets
 from tests.unlearning.diffusion_trained import judge
 from unlearning.judge import Verdicts
 
@@ -26,6 +26,15 @@ def test_a_neutral_caption_names_what_is_kept_in_turn(labels: Labels) -> None:
     found = _neutral(items, SimpleNamespace(axis="object"), labels, [B, C])
     # What does not name the target cannot be put into other words: it is led to the empty text.
     assert found == ("a kite, ink style", "one oak", "this kite", "")
+
+
+def test_contexts_are_captions_without_their_class(labels: Labels) -> None:
+    texts = ["a pear, ink style", "a kite, ink style", "one oak", "this oak, oak style", "no fruit at all"]
+    items = pd.DataFrame({"caption": texts, "object": [A, B, C, C, A]})
+    # Each once; what names its class twice or not at all is no context.
+    assert _contexts(items, "object", labels) == ("a {}, ink style", "one {}")
+    assert labels.names("object")[: len(TABLE)] == ("pear", "kite", "oak")
+    assert set(labels.names("object")[len(TABLE) :]) == set(labels.classes("object")) - {A, B, C}
 
 
 def test_a_targets_pictures_are_spread_over_its_prompts() -> None:

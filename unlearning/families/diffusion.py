@@ -192,16 +192,19 @@ class DiffusionModel:
 
     def predict(self, latents: Tensor, timesteps: Tensor, told: Conditioning) -> Tensor:
         """The UNet's prediction (N, C, h, w) for noised latents at timesteps (N,); differentiable."""
-        added = None
-        if self.unet.config["addition_embed_type"] == "text_time":
-            # As in training: the original size, no crop, the size that is drawn.
-            side = float(self.sampling.size)
-            sizes = torch.tensor([[side, side, 0.0, 0.0, side, side]], device=latents.device)
-            added = {"text_embeds": told.pooled, "time_ids": sizes.repeat(len(latents), 1)}
         predicted: Tensor = self.unet(
-            latents, timesteps, encoder_hidden_states=told.states, added_cond_kwargs=added
+            latents, timesteps, encoder_hidden_states=told.states, added_cond_kwargs=self.beside(told)
         ).sample
         return predicted
+
+    def beside(self, told: Conditioning) -> dict[str, Tensor | None] | None:
+        """What the UNet is told beside token states: of SDXL the pooled feature and the picture's sizes."""
+        if self.unet.config["addition_embed_type"] != "text_time":
+            return None
+        # As in training: the original size, no crop, the size that is drawn.
+        side = float(self.sampling.size)
+        sizes = torch.tensor([[side, side, 0.0, 0.0, side, side]], device=told.states.device)
+        return {"text_embeds": told.pooled, "time_ids": sizes.repeat(len(told.states), 1)}
 
     def encode(self, images: Images) -> Tensor:
         """uint8 images (N, H, W, 3) to latents (N, C, h, w) on the model's device.

@@ -101,6 +101,8 @@ class DiffusionRequest:
         judging: the judge's logits on that axis.
         draws: how drawings are noised.
         steps: of the sampler in the search, unless the model's own.
+        class_names: C names, as captions take them; for methods that rewrite names.
+        contexts: captions with one {} each where a class is named; none where no caption names its class.
         seed: of `draws`; what is searched has its own seeds.
 
     Raises:
@@ -116,6 +118,8 @@ class DiffusionRequest:
     judging: Judging
     draws: Draws = field(default_factory=Draws)
     steps: int | None = None
+    class_names: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n, targets = len(self.class_ids), set(self.targets)
@@ -133,6 +137,9 @@ class DiffusionRequest:
             raise InputError(
                 f"{len(self.neutral)} neutral captions, {len(self.forget.captions)} forget captions"
             )
+
+        if self.contexts and len(self.class_names) != n:
+            raise InputError(f"contexts take {n} class names, got {len(self.class_names)}")
 
     @property
     def seed(self) -> int:

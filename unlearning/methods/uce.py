@@ -20,7 +20,7 @@ the sum of all, but not below 1, the whole rewrite.
 
 `unlearning.keys` says what the key of an item is where its feature reads one token, and where it reads all.
 
-The paper edits the keys and values of a diffusion model's cross-attention, and leads to the empty prompt.
+The paper edits the keys and values of a diffusion model's cross-attention: `uce_cross_attention`.
 
 Shapes: F and R items, d inputs and o outputs of the matrix.
 """
@@ -37,6 +37,7 @@ from contracts.errors import InputError, ModelError
 from contracts.values import LayerScore, Method, Tower
 from unlearning.families.clip import ClipModel
 from unlearning.keys import keyed_matrix, keys
+from unlearning.least_squares import duals
 from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
 from unlearning.stepping import step_and_edit
 from unlearning.zero_shot import fill_templates
@@ -141,16 +142,14 @@ def rewrite(
         options: share and damping.
     """
     retained = kept.T @ kept / len(kept)
-    retained.diagonal().add_(options.epsilon * retained.diagonal().mean())
     weights = torch.ones(len(gone), dtype=gone.dtype, device=gone.device)
     changes: dict[int, Tensor] = {}
     for _ in range(DOUBLINGS):
-        weighted = (weights / len(gone))[:, None] * gone
-        factor, _ = torch.linalg.cholesky_ex(retained + weighted.T @ gone)
+        solved = duals(gone, weights / len(gone), retained, options.epsilon)
         missed = False
         for concept in sorted(set(owners.tolist())):
             own = owners == concept
-            changes[concept] = torch.cholesky_solve(weighted[own].T @ wanted[own], factor).T
+            changes[concept] = wanted[own].T @ solved[own]
             if _made(gone[own], wanted[own], changes[concept]) < options.share:
                 weights[own] *= 2
                 missed = True
