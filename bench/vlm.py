@@ -1,8 +1,9 @@
 """Forgetting a name: methods on the vision-language model.  `python -m bench.vlm --json`
 
-Names are drawn by seed from the vocabulary, never picked: each is forgotten by itself, from the same base
-model, and judged by the gates of slugline.yaml on the holdout hands.  Methods differ in where the gradient
-comes from; how far they go is decided by answers for all of them.
+Names are drawn by seed from the vocabulary, never picked, and families of names (`--families`) as
+`bench.compare` draws them: each request is carried out by itself, from the same base model, and judged by the
+gates of slugline.yaml on the holdout hands.  Methods differ in where the gradient comes from; how far they go
+is decided by answers for all of them.
 
     ..., clip       gradients of the matching CLIP model's losses, as in the paper (arXiv 2407.11867, 4.3)
     ..., answers    gradients of the answers' likelihood
@@ -17,12 +18,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import process_time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bench.provenance import provenance
-from bench.requests import linked_sets, plan_for
+from bench.requests import Request, draw, linked_sets, plan_for, usable
 from bench.variants import picked_from
 from contracts.canonical import from_plain
 from contracts.errors import SluglineError
@@ -30,12 +31,15 @@ from contracts.values import Measurements, Method
 from gates.runner import run_suite
 from gates.suite import load_suite
 from tasks.families import vlm
-from tasks.families.clip_inputs import read_classes
 from tasks.house import Rules, repository, rules
+from tasks.plan import read_labels
 from unlearning import methods
 from unlearning.determinism import deterministic
 from unlearning.families.vlm import VlmModel
 from unlearning.families.vlm_request import Objective
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MODEL = "data/models/vlm"
 RULES = "emoji-vlm"
@@ -61,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", type=Path, help=f"model folder  [default: {MODEL}]")
     parser.add_argument("--concepts", type=int, default=8)
+    parser.add_argument("--families", type=int, default=0, help="of names, each forgotten at once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", default="", help="labels, separated by semicolons; all if not given")
     parser.add_argument("--forget-at", type=int, help="instead of the house's")
@@ -70,20 +75,36 @@ def main() -> None:
     picked = picked_from(options.methods, VARIANTS)
     folder = options.model or repository() / MODEL
     told = {} if options.forget_at is None else {"forget_at": options.forget_at}
+    counts = options.concepts, options.families
     rows = []
-    for row in compare(folder, options.concepts, options.seed, picked, options.threads, told):
+    for row in compare(folder, counts, options.seed, picked, options.threads, told):
         print(line(row), file=sys.stderr)
         rows.append(row)
-    for label in picked:
-        print(summary(label, [row for row in rows if row["method"] == label]), file=sys.stderr)
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        for label in picked:
+            own = [row for row in rows if (row["kind"], row["method"]) == (kind, label)]
+            print(f"{kind:<7} {summary(label, own)}", file=sys.stderr)
     if options.json:
         print(json.dumps({"provenance": provenance("bench.vlm"), "rows": rows}, indent=2))
 
 
 def compare(
-    folder: Path, count: int, seed: int, picked: list[str], threads: int, told: Mapping[str, Any]
+    folder: Path,
+    counts: tuple[int, int],
+    seed: int,
+    picked: list[str],
+    threads: int,
+    told: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
-    """A row for every concept and method; `told` replaces parts of the house's method for all of them.
+    """A row for every request and method.
+
+    Args:
+        folder: of the model.
+        counts: how many single names, and how many families.
+        seed: of the draw.
+        picked: labels of `VARIANTS`.
+        threads: of torch.
+        told: replaces parts of the house's method for all of them.
 
     Raises:
         SluglineError: a set or the model is unusable.
@@ -91,19 +112,42 @@ def compare(
     repo = repository()
     house = rules(repo, RULES, "object")
     with linked_sets(repo, house) as sets:
-        known = sorted(read_classes(sets, "object").known)
-        chosen = np.random.default_rng(seed).choice(known, min(count, len(known)), replace=False).tolist()
         original = VlmModel.load(folder)
-        for concept in chosen:
+        labels = read_labels(sets / "labels")
+        for request in drawn(labels, usable(sets, "object"), counts, seed):
             for label in picked:
-                row = forget(repo, house, concept, label, sets, folder, original, threads, told)
-                yield {"concept": concept, "method": label, **row}
+                row = forget(repo, house, request, label, sets, folder, original, threads, told)
+                yield {
+                    "request": request.name,
+                    "kind": request.kind,
+                    "names": len(request.targets),
+                    "method": label,
+                    **row,
+                }
+
+
+def drawn(
+    labels: "pd.DataFrame", pictured: frozenset[str], counts: tuple[int, int], seed: int
+) -> list[Request]:
+    """Single names of the vocabulary, then families of names; fewer where there are not as many.
+
+    Args:
+        labels: as `tasks.plan.read_labels` gives them.
+        pictured: the ids that can be in a family, as `bench.requests.usable` gives them.
+        counts: of single names, and of families.
+        seed: of the draw.
+    """
+    names, families = counts
+    known = sorted(labels.loc[labels["seen"] & (labels["axis"] == "object"), "id"])
+    chosen = np.random.default_rng(seed).choice(known, min(names, len(known)), replace=False).tolist()
+    singles = [Request("single", (name,)) for name in chosen]
+    return [*singles, *draw(labels, {"object": pictured}, {"family": families}, seed)]
 
 
 def forget(
     repo: Path,
     house: Rules,
-    concept: str,
+    asked: Request,
     label: str,
     sets: Path,
     folder: Path,
@@ -111,11 +155,11 @@ def forget(
     threads: int,
     told: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """One concept by one method: verdict, gates that were missed, headline figures, and what it took."""
+    """One request by one method: verdict, gates that were missed, headline figures, and what it took."""
     objective, changes = VARIANTS[label]
     own = {**house.method, "options": {}} if changes else house.method
     method = from_plain(Method, {**own, **told, **changes})
-    plan = plan_for(repo, house, "object", (concept,), method, threads)
+    plan = plan_for(repo, house, "object", asked.targets, method, threads)
     with deterministic(plan.seed, plan.threads):
         edited = VlmModel.load(folder)
         request = replace(vlm.request(plan, sets, edited), objective=objective)
@@ -152,7 +196,7 @@ def line(row: Mapping[str, Any]) -> str:
         if name.endswith("_after")
     )
     return (
-        f"{row['concept']} {row['method']:<30} {row['verdict']:<22} {told}  "
+        f"{row['request']} ({row['names']}) {row['method']:<30} {row['verdict']:<22} {told}  "
         f"{len(row['layers'])} tensors ({row['layers'][0]}), {row['cpu_seconds']} CPU s"
     )
 

@@ -35,11 +35,12 @@ DEMOS = {
         "data/models-restoration/restorer",
         (("data/sets/forget-haze", "object"), ("data/sets/forget-rain", "object")),
     ),
-    # One name, and another, in the answers of a model over the vision tower of the first demo.
+    # One name, and the first of `bench.vlm --seed 1`, which the model knows well, in the answers of a model
+    # over the vision tower of the first demo.
     "vlm": Demo(
         "emoji-vlm",
         "data/models/vlm",
-        (("data/sets/forget-bullseye", "object"), ("data/sets/forget-hot-beverage", "object")),
+        (("data/sets/forget-bullseye", "object"), ("data/sets/forget-crescent-moon", "object")),
     ),
     # A thing, then the hand that draws things.
     "diffusion": Demo(

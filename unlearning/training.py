@@ -166,6 +166,7 @@ def train(
     profile: Profile,
     progress: Progress,
     masks: Mapping[str, Tensor] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Outcome:
     """Train once per learning rate, choose on the search split, and edit the model in place.
 
@@ -182,11 +183,12 @@ def train(
         profile: handed on to the outcome.
         progress: told of every step.
         masks: entries (bool) that may change, by tensor; all where a tensor has none.
+        names: the tensors to train; every `attempts.trainable` one of the method's towers if not given.
 
     Raises:
         ModelError: every learning rate breaks the model at its first step.
     """
-    names = trainable(model, method.towers)
+    names = trainable(model, method.towers) if names is None else names
     judge = Judge(model, inputs, method, names)
     trainer = _Trainer(model, judge, names, budget, loss, masks or {})
     attempts: list[Attempt] = []

@@ -5,15 +5,16 @@ Carried over here, for a tower that answers are read from:
 
     forget     softplus(goal - loss of the name), in nats, of views of the forget images: away from the name
                as far as `goal`, and no further, so that nothing has to stop it
-    names      the loss of the names of retained images (`unlearning.families.vlm_answers`)
-    features   squared change of what the language model reads, over its mean square, of views of retained
-               images and of scenes made of them (`unlearning.views`)
-    answers    Kullback-Leibler divergence from the original's answers to the request's other questions about
-               these scenes
+    names      Kullback-Leibler divergence, in nats, from what the original expects at each token of the names
+               of views of retained images (`unlearning.views`): sure names stay sure, and others unsure
+    features   squared change of what the language model reads, over its mean square, of these views and of
+               scenes made of retained images
+    answers    the divergence from the original's answers to the request's other questions about these scenes
 
 The original's side is taken once, before anything is trained: no second model is kept.  A handful of forget
-images is learnt by heart before their name is gone from unseen ones, hence the views; and names alone do not
-hold what else is asked, hence the scenes.
+images is learnt by heart before their name is gone from unseen ones, hence the views, and hence a goal beyond
+the first other answer; and names alone do not hold what else is asked, hence the scenes.  Only the later half
+of the tower is trained: what its early stages see, all names share.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ from torch.nn import functional
 from contracts.canonical import from_plain
 from contracts.errors import InputError
 from contracts.values import Method
-from unlearning.attempts import check_profile, unprofiled
+from unlearning.attempts import check_profile, trainable, unprofiled
 from unlearning.families import Progress
 from unlearning.families.vlm import VlmModel
 from unlearning.families.vlm_answers import name_loss
@@ -39,6 +40,9 @@ from unlearning.training import Budget, train
 from unlearning.views import scenes, varied
 
 FAMILIES = ("vlm",)
+
+Asked = tuple[list[int], list[bool]]
+"""Token ids of a question with its answer, and which of them count; see `Chat.answered`."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +61,15 @@ class Options(Budget):
     """
 
     learning_rates: tuple[float, ...] = (1e-3,)
-    steps: int = 120
-    batch: int = 64
+    steps: int = 240
+    batch: int = 32
     weight_decay: float = 0.0
     schedule: Literal["stop", "full"] = "full"
     forget_batch: int = 8
     views: int = 2048
-    forget: float = 0.3
+    forget: float = 1.0
     names: float = 2.0
-    features: float = 5.0
+    features: float = 15.0
     answers: float = 2.0
     goal: float = 8.0
 
@@ -99,7 +103,14 @@ def edit(
     options = from_plain(Options, method.options)
     teacher = _Teacher.of(model, inputs, options, method.micro_batch, progress)
     batches = partial(_Batches, model, inputs, options, teacher, method.micro_batch)
-    return train(model, inputs, method, options, batches, _Batches.loss, profile, progress)
+    late = _late(model, method)
+    return train(model, inputs, method, options, batches, _Batches.loss, profile, progress, names=late)
+
+
+def _late(model: VlmModel, method: Method) -> list[str]:
+    """The tensors that are trained: of the later half of the stages that feed the language model."""
+    tower, half = model.staged("vision"), model.reader.cut // 2
+    return [name for name in trainable(model, method.towers) if tower.stage_of(name) >= half]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,16 +119,16 @@ class _Teacher:
 
     Attributes:
         pictures: uint8 (2V, H, W, 3), the views first.
-        names: V names.
         features: (2V, T, C).
-        asked: V token ids and what counts, a question with the original's answer for each scene; none
-            where there are no questions.
+        named: V token ids and what counts, the question for a name with each view's own.
+        asked: the same of each scene, another question with the original's answer; none where there are
+            no other questions.
     """
 
     pictures: Tensor
-    names: Sequence[str]
     features: Tensor
-    asked: Sequence[tuple[list[int], list[bool]]]
+    named: Sequence[Asked]
+    asked: Sequence[Asked]
 
     @classmethod
     @torch.no_grad()
@@ -140,7 +151,8 @@ class _Teacher:
             put = [inputs.questions[i] for i in which]
             said = model.answers_to(known[options.views :], put, micro_batch)
             asked = [model.chat.answered(*each) for each in zip(put, said, strict=True)]
-        return cls(pictures, [names[i] for i in drawn[0]], known, asked)
+        named = [inputs.task.asked(model.chat, names[i]) for i in drawn[0]]
+        return cls(pictures, known, named, asked)
 
 
 class _Batches:
@@ -161,30 +173,25 @@ class _Batches:
         """The weighted sum of the next batch."""
         options, teacher = self._options, self._teacher
         own = torch.randint(len(self._images), (options.forget_batch,), generator=self._generator)
-        views, scenes = next(self._views), next(self._scenes) + options.views
-        held = torch.cat([views, scenes])
+        views, scenes = next(self._views), next(self._scenes)
+        held = torch.cat([views, options.views + scenes])
         pictures = torch.cat([varied(self._images[own], self._generator), teacher.pictures[held]])
         features = self._model.features(pictures, self._micro_batch)
         forgotten, kept = features[: len(own)], features[len(own) :]
+        before = teacher.features[held]
         named = name_loss(self._model, forgotten, [self._names[i] for i in own], self._task).loss
         total = options.forget * functional.softplus(options.goal - named).mean()
-        names = [teacher.names[i] for i in views]
-        total = (
-            total + options.names * name_loss(self._model, kept[: len(views)], names, self._task).loss.mean()
-        )
-        before = teacher.features[held]
         total = total + options.features * (kept - before).square().mean() / before.square().mean()
+        n = len(views)
+        asked = [teacher.named[i] for i in views]
+        total = total + options.names * self._divergence(kept[:n], before[:n], asked)
         if teacher.asked:
-            asked = [teacher.asked[i - options.views] for i in scenes]
-            total = total + options.answers * self._divergence(
-                kept[len(views) :], teacher.features[scenes], asked
-            )
+            asked = [teacher.asked[i] for i in scenes]
+            total = total + options.answers * self._divergence(kept[n:], before[n:], asked)
         return total
 
-    def _divergence(
-        self, features: Tensor, before: Tensor, asked: Sequence[tuple[list[int], list[bool]]]
-    ) -> Tensor:
-        """Mean over the tokens of the original's answers, in nats."""
+    def _divergence(self, features: Tensor, before: Tensor, asked: Sequence[Asked]) -> Tensor:
+        """Mean over the tokens that count, in nats, of the model from the original."""
         with torch.no_grad():
             wanted = self._model.forced(before, asked).logits.log_softmax(dim=1)
         said = self._model.forced(features, asked).logits.log_softmax(dim=1)
