@@ -26,7 +26,7 @@ NAMES = tuple(f"{colour} {shape}" for colour, shape in itertools.product(COLOURS
 TEMPLATES = ("a {}", "a drawing of a {}.")
 
 TEXT = {"context_length": 12, "vocab_size": 814, "width": 32, "heads": 2, "layers": 2}
-TRAINING_STEPS = {"vit": 150, "rn": 90}
+TRAINING_STEPS = {"vit": 300, "rn": 120}
 VISION: dict[str, dict[str, Any]] = {
     "vit": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": SIZE},
     "rn": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 64, "image_size": SIZE},

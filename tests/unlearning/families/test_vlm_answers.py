@@ -74,14 +74,14 @@ def test_a_small_step_along_the_gradient_makes_the_name_less_likely(taught: Taug
     for layer in (model.candidates()[0].name, model.candidates()[-1].name):
         gradient = answer_gradient(model, images, names, [layer], 16, TASK)[layer]
         norm = float(gradient.norm())
-        step = 1e-2 / norm  # changes the loss by a hundredth of the gradient's norm
+        step = 3e-4 / norm  # a well-taught model is nearly sure: its loss bends soon
         before = loss()
         with edited(model.parameters, {layer: gradient * step}):
             up = loss()
         with edited(model.parameters, {layer: gradient * -step}):
             down = loss()
         assert down < before < up
-        assert (up - down) / 2 == pytest.approx(1e-2 * norm, rel=0.1)
+        assert (up - down) / 2 == pytest.approx(3e-4 * norm, rel=0.1)
 
 
 def test_what_makes_no_pairs_is_refused(taught: Taught) -> None:
@@ -191,10 +191,14 @@ LINEAR = "visual.transformer.resblocks.0.mlp.c_proj.weight"
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("slug-preconditioned", {}), ("ssd", {}), ("erase-linear", {"layer": LINEAR})],
+    [
+        ("slug-preconditioned", {}),
+        ("ssd", {"selections": (1e-3,)}),  # so that something is dampened for sure
+        ("erase-linear", {"layer": LINEAR}),
+    ],
 )
 def test_other_methods_stay_within_what_is_read(
-    taught: Taught, task: Task, method: Method, name: str, options: dict[str, str]
+    taught: Taught, task: Task, method: Method, name: str, options: dict[str, Any]
 ) -> None:
     model = taught("vit")
     before = state(model)

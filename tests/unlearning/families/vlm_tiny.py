@@ -98,7 +98,12 @@ def teach(model: VlmModel, steps: int = 120) -> None:
 def fit(
     model: VlmModel, features: Tensor, asked: Sequence[tuple[list[int], list[bool]]], steps: int, batch: int
 ) -> None:
-    """Projector and decoder, by the tokens that count of a question and answer about each of n images."""
+    """Projector and decoder, by the tokens that count of a question and answer about each of n images.
+
+    In double precision, see `tests.unlearning.conftest.train`.
+    """
+    model.projector.double(), model.decoder.double()
+    features = features.double()
     trained = [*model.projector.parameters(), *model.decoder.parameters()]
     optimizer = torch.optim.AdamW([p.requires_grad_() for p in trained], lr=5e-3)
     order = torch.Generator().manual_seed(0)
@@ -111,6 +116,7 @@ def fit(
         optimizer.step()
     for p in trained:
         p.requires_grad_(False)
+    model.projector.float(), model.decoder.float()
 
 
 Make = Callable[..., VlmModel]
