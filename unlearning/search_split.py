@@ -52,13 +52,14 @@ class SearchSplit:
         whole = SplitView(self, {"vision": 0, "text": 0})
         self.image_features = whole.image_features(torch.arange(len(self.labels)))
         self.class_embeddings = whole.class_embeddings(torch.arange(self.n_classes))
-        self.kept_rows = self._least_sure_first(torch.nonzero(~torch.isin(self.labels, self.targets)).flatten())
+        kept = torch.nonzero(~torch.isin(self.labels, self.targets)).flatten()
+        self.kept_rows = self._least_sure_first(kept)
 
     def _least_sure_first(self, rows: Tensor) -> Tensor:
         """The images `rows` by how far their own class stands above all others, wrong ones first.
 
-        An edit gets those wrong that were wrong or nearly so: counted in this order, what it can still keep is
-        soon too little, or surely enough.
+        An edit gets those wrong that were wrong or nearly so: counted in this order, the most that it can
+        still keep is soon too little.
         """
         scores = self.image_features[rows] @ self.class_embeddings.T
         own = self.labels[rows].to(scores.device)[:, None]
