@@ -40,6 +40,12 @@ def request() -> None:
     "[default: slugline.yaml's]",
 )
 @click.option("--method", help="Unlearning method, for example slug.  [default: slugline.yaml's]")
+@click.option(
+    "--edit-from",
+    type=click.Choice(["original", "champion"]),
+    help="Where the edit begins if things were erased before: `original` erases them and this anew, in one "
+    "edit of the imported version; `champion` goes on from the present one.  [default: slugline.yaml's]",
+)
 @click.option("--revision", help="Git revision of the sets.  [default: HEAD]")
 @click.option("--key", help="Idempotency key: the same request under the same key is added once.")
 @click.option(
@@ -58,6 +64,7 @@ def add(
     names: tuple[str, ...],
     tower: str | None,
     method: str | None,
+    edit_from: str | None,
     revision: str | None,
     key: str | None,
     options: tuple[str, ...],
@@ -76,6 +83,8 @@ def add(
         options = (*options, f"method.towers={json.dumps(TOWERS[tower])}")
     if method is not None:
         options = (*options, f"method.name={json.dumps(method)}")
+    if edit_from is not None:
+        options = (*options, f"edit_from={edit_from}")
     added = take_in(Workspace.open(), model, axis, forget_set, names, parse_options(options), key, revision)
     if emit:
         announce(added.id)

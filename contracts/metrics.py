@@ -6,6 +6,9 @@
 
 Certificates accept no other word, so that no name of a person can stand where a figure's name belongs.
 A family that measures something new adds its word here, and no gate, flow or verifier changes.
+
+`earlier.<metric>.after` is, of all earlier requests that the candidate must carry on, the rate of the one
+that is known best: forget.<metric>.after of its own items.
 """
 
 from collections.abc import Mapping

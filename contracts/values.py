@@ -70,11 +70,26 @@ class Method:
 
 
 @dataclass(frozen=True)
+class Rederivation:
+    """Where an edit begins that does the work of earlier requests again, together with its own.
+
+    version, weights_sha256: a version that nothing was erased from.
+    sets: the forget sets of the earlier requests, in the order of `Plan.earlier`.
+    """
+
+    version: str
+    weights_sha256: str
+    sets: tuple[SetRef, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that decides the outcome of one request; equal plans give equal candidates.
 
-    `erased_before` are the concepts that the base version has been made to forget already: they are
-    neither targets nor retained.
+    erased_before: concepts of the plan's axis that the base version has been made to forget already: they
+        are neither targets nor retained.
+    earlier: ids of all requests whose erasure the base version carries; the candidate must carry it, too.
+    rederived: where the edit begins, if not at the base version; it then removes `erased_before` again.
     """
 
     request_id: str
@@ -93,6 +108,8 @@ class Plan:
     device: str
     software: Mapping[str, str]
     erased_before: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()
+    rederived: Rederivation | None = None
 
     def __post_init__(self) -> None:
         if not self.targets:
@@ -105,6 +122,17 @@ class Plan:
     def sha256(self) -> str:
         """The digest that ties candidate, verdict and certificate to this plan."""
         return digest(self)
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """The concepts that the edit removes: the targets, and what it does again."""
+        return self.targets if self.rederived is None else tuple(sorted({*self.targets, *self.erased_before}))
+
+    @property
+    def personal(self) -> bool:
+        """Whether any set is about people."""
+        again = () if self.rederived is None else self.rederived.sets
+        return any(ref.personal for ref in (*self.sets, *again))
 
     def set(self, role: Role) -> SetRef:
         """The pinned set of that role.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from contracts.canonical import digest
 from contracts.errors import EvidenceError
-from evidence import recheck
+from evidence import recheck, recheck_plan
 from evidence.claim import claim_of
 from evidence.schema import Predicate
 
@@ -37,7 +37,9 @@ def check_text(statement: Mapping[str, Any], predicate: Predicate) -> list[Check
     return [
         _check("digest", "the statement has the sha256 it states", _digest_problems(statement)),
         _check("plan", "the plan has the sha256 that the run was tied to", _plan_problems(statement)),
-        _check("sets", "forget, search and holdout sets are pinned and distinct", recheck.recheck_sets(plan)),
+        _check(
+            "sets", "forget, search and holdout sets are pinned and distinct", recheck_plan.recheck_sets(plan)
+        ),
         _check("lineage", "base, candidate and edits belong to the plan", _lineage_problems(predicate)),
         _check(
             "rates", "every estimate and exact bound follows from its counts", recheck.recheck_rates(figures)
@@ -53,12 +55,17 @@ def check_text(statement: Mapping[str, Any], predicate: Predicate) -> list[Check
         _check(
             "neighbours",
             "the planned neighbours, and no others, were measured",
-            recheck.recheck_neighbours(plan, figures, verdict),
+            recheck_plan.recheck_neighbours(plan, figures, verdict),
         ),
         _check(
             "gates",
             "every gate is decided as its figure and bound say",
             recheck.recheck_gates(figures, verdict),
+        ),
+        _check(
+            "earlier",
+            "what the base version had forgotten was held to every erasure gate",
+            recheck_plan.recheck_earlier(plan, verdict),
         ),
         _check(
             "self-checks",
@@ -101,8 +108,8 @@ def _lineage_problems(predicate: Predicate) -> list[str]:
         problems.append("no layer was edited")
     if len({edit.layer for edit in edits}) != len(edits):
         problems.append("a layer is listed as edited twice")
-    if unplanned := {concept for edit in edits for concept in edit.concepts} - set(plan.targets):
-        problems.append(f"{len(unplanned)} edited concepts are not targets of the plan")
+    if unplanned := {concept for edit in edits for concept in edit.concepts} - set(plan.removed):
+        problems.append(f"{len(unplanned)} edited concepts are none that the plan removes")
     problems += [
         f"edit of {edit.layer} is in tower {edit.tower}, which the plan leaves alone"
         for edit in edits

@@ -17,16 +17,14 @@ def claim_of(plan: Plan, edits: tuple[Edit, ...], measurements: Measurements, ve
     Raises:
         EvidenceError: the verdict is "passed" but an erasure gate names a rate that is not there.
     """
-    erasure = [gate for gate in verdict.gates if gate.kind == "erasure"]
+    erasure = [gate for gate in verdict.gates if gate.metric.startswith("forget.") and gate.kind == "erasure"]
+    earlier = [gate for gate in verdict.gates if gate.metric.startswith("earlier.")]
     layers = ", ".join(sorted({edit.layer for edit in edits}))
     if verdict.decision != "passed":
         return Claim(f"No erasure is claimed: the verdict is {verdict.decision!r}.", _limits(layers, None))
     rates = [_rate_of(gate, measurements) for gate in erasure]
-    tested = "; ".join(
-        f"{gate.metric.removesuffix('.upper95')} {rate.hits} of {rate.n} items from {rate.clusters} drawings,"
-        f" at most {_percent(rate.upper95)} (bound asked for: {_percent(gate.maximum)})"
-        for gate, rate in zip(erasure, rates, strict=True)
-    )
+    tested = "; ".join(_tested(gate, measurements) for gate in erasure)
+    carried = "; ".join(_tested(gate, measurements) for gate in earlier)
     kept = "; ".join(
         f"{gate.gate} (observed {gate.observed:.4g})"
         for gate in verdict.gates
@@ -35,11 +33,24 @@ def claim_of(plan: Plan, edits: tuple[Edit, ...], measurements: Measurements, ve
     shown = (
         f"In the subject weights, recognition of {len(plan.targets)} concept(s) ({', '.join(plan.targets)})"
         f" is suppressed on held-out items that the step search never saw: {tested}."
-        f" Utility bounds met: {kept}."
+        f"{_carried(plan, carried)} Utility bounds met: {kept}."
         " In the same run the untouched model failed, and a concept it never knew passed, every erasure"
         " gate. Percentages are one-sided 95 % confidence bounds."
     )
     return Claim(shown, _limits(layers, min(rate.clusters for rate in rates)))
+
+
+def _tested(gate: GateOutcome, measurements: Measurements) -> str:
+    rate = _rate_of(gate, measurements)
+    return (
+        f"{gate.metric.removesuffix('.upper95')} {rate.hits} of {rate.n} items from {rate.clusters} drawings,"
+        f" at most {_percent(rate.upper95)} (bound asked for: {_percent(gate.maximum)})"
+    )
+
+
+def _carried(plan: Plan, tested: str) -> str:
+    n = len(plan.earlier)
+    return f" What {n} earlier request(s) erased stays so, at worst: {tested}." if tested else ""
 
 
 def _limits(layers: str, drawings: int | None) -> tuple[str, ...]:

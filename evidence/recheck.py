@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from contracts.metrics import LEVELS, OF_EACH_NEIGHBOUR
-from contracts.values import Decision, Drop, GateOutcome, Level, Measurements, Plan, Rate, Verdict
+from contracts.values import Decision, Drop, GateOutcome, Level, Measurements, Rate, Verdict
 from evidence.binomial import one_sided_95
 
 # The two derivations of a Clopper-Pearson bound agree to about 1e-12.
@@ -19,7 +19,7 @@ _BOUND_TOLERANCE = 1e-9
 _EXACT = 1e-12
 # Counts beyond this are no measurement of ours and would only keep the verifier busy.
 _MAX_ITEMS = 10_000_000
-_NEIGHBOUR = re.compile(rf"neighbour\.([cs]-[0-9a-f]{{8}})\.({'|'.join((*OF_EACH_NEIGHBOUR, *LEVELS))})")
+NEIGHBOUR = re.compile(rf"neighbour\.([cs]-[0-9a-f]{{8}})\.({'|'.join((*OF_EACH_NEIGHBOUR, *LEVELS))})")
 Lost = TypeVar("Lost", Drop, Level)
 _SELF_CHECKS: dict[str, Callable[[str], str]] = {
     "original_must_fail": lambda metric: metric.replace(".after.", ".before."),
@@ -48,6 +48,10 @@ def recheck_rates(measurements: Measurements) -> list[str]:
 def _sibling_problems(name: str, rate: Rate, measurements: Measurements) -> Iterator[str]:
     """The same items before and after, at every depth; and more hits at more depth."""
     metric, _, state = name.rpartition(".")
+    if metric.startswith("earlier."):  # of the request that is known best by that metric, and after alone
+        if state != "after":
+            yield f"{name}: what was erased before is measured after the edit"
+        return
     partner = f"{metric}.{'before' if state == 'after' else 'after'}"
     if partner not in measurements.rates:
         yield f"{name}: {partner} is missing"
@@ -97,18 +101,6 @@ def recheck_levels(measurements: Measurements) -> list[str]:
     return problems
 
 
-def recheck_neighbours(plan: Plan, measurements: Measurements, verdict: Verdict) -> list[str]:
-    """Only planned neighbours were measured and, for a pass, all of them: none may be dropped silently."""
-    names = (*measurements.drops, *measurements.levels)
-    measured = {match[1] for name in names if (match := _NEIGHBOUR.fullmatch(name))}
-    problems = []
-    if unplanned := measured - set(plan.neighbours):
-        problems.append(f"{len(unplanned)} measured neighbours are not in the plan")
-    if verdict.decision == "passed" and (left_out := set(plan.neighbours) - measured):
-        problems.append(f"{len(left_out)} neighbours of the plan were not measured")
-    return problems
-
-
 def _drop_problems(name: str, drop: Drop, measurements: Measurements) -> Iterator[str]:
     for state, share in (("before", drop.before), ("after", drop.after)):
         rate = measurements.rates.get(f"{name}.{state}")
@@ -120,7 +112,7 @@ def _drop_problems(name: str, drop: Drop, measurements: Measurements) -> Iterato
 
 def _worst_problems(metric: str, found: Mapping[str, Lost], loss: Callable[[Lost], float]) -> Iterator[str]:
     singles = [
-        one for name, one in found.items() if (match := _NEIGHBOUR.fullmatch(name)) and match[2] == metric
+        one for name, one in found.items() if (match := NEIGHBOUR.fullmatch(name)) and match[2] == metric
     ]
     worst, pooled = found.get(f"neighbours.worst.{metric}"), found.get(f"neighbours.{metric}")
     if worst is None or pooled is None or not singles:
@@ -161,7 +153,7 @@ def recheck_self_checks(verdict: Verdict) -> list[str]:
     wanted = {
         (f"{check}: {gate.gate}", moved(gate.metric), gate.minimum, gate.maximum)
         for gate in verdict.gates
-        if gate.kind == "erasure"
+        if gate.kind == "erasure" and gate.metric.startswith("forget.")
         for check, moved in _SELF_CHECKS.items()
     }
     found = [(g.gate, g.metric, g.minimum, g.maximum) for g in verdict.gates if g.kind == "self-check"]
@@ -186,24 +178,10 @@ def recheck_decision(verdict: Verdict) -> list[str]:
     if len(names) != len(set(names)):
         problems.append("a gate is listed twice")
     for gate in verdict.gates:
-        if gate.kind == "erasure" and not re.fullmatch(r"forget\..+\.after\.upper95", gate.metric):
+        if gate.kind == "erasure" and not re.fullmatch(r"(forget|earlier)\..+\.after\.upper95", gate.metric):
             problems.append(f"{gate.gate}: an erasure gate bounds what is still recognised afterwards")
         if gate.kind in ("erasure", "utility") and not _can_fail(gate):
             problems.append(f"{gate.gate}: no measurement could miss this bound")
-    return problems
-
-
-def recheck_sets(plan: Plan) -> list[str]:
-    """Forget, search and holdout sets are there, pinned, not empty, and no two sets are the same."""
-    problems = [
-        f"the plan names no {role} set"
-        for role in ("forget", "search", "holdout")
-        if role not in {ref.role for ref in plan.sets}
-    ]
-    problems += [f"the {ref.role} set is empty" for ref in plan.sets if ref.n_items < 1]
-    digests = [ref.items_sha256 for ref in plan.sets]
-    if len(set(digests)) != len(digests):
-        problems.append("two roles share one set")
     return problems
 
 

@@ -26,8 +26,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CONCEPT = re.compile(r"[cs]-[0-9a-f]{8}")
 _OWN_WORDS = "|".join((*HITS, *LEVELS))
 _METRIC = re.compile(
-    r"((forget|control)\.(fa|t2i)[15]|(retain|neighbours|cross)\.(ta|t2i)[15]"
-    rf"|(forget|control|retain|neighbours|cross)\.({_OWN_WORDS})"
+    r"((forget|control|earlier)\.(fa|t2i)[15]|(retain|neighbours|cross)\.(ta|t2i)[15]"
+    rf"|(forget|control|earlier|retain|neighbours|cross)\.({_OWN_WORDS})"
     rf"|(neighbours\.worst|neighbour\.[cs]-[0-9a-f]{{8}})\.(ta1|{_OWN_WORDS}))(\.before|\.after)?"
 )
 _TOKEN = re.compile(r"[A-Za-z0-9_.:+/@-]{0,200}")

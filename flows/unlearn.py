@@ -11,7 +11,7 @@ from prefect import flow
 from contracts.canonical import to_plain
 from contracts.metrics import HEADLINES
 from contracts.values import Candidate, Measurements, Plan, RunResult, RunSeconds, Verdict
-from tasks import gate, measure, plan, profile, publish, pull, report
+from tasks import gate, measure, plan, profile, publish, pull, rederive, report
 from tasks import unlearn as step
 from tasks.log import say
 from tasks.results import keep_result
@@ -40,9 +40,10 @@ def unlearn(request_id: str) -> dict[str, Any]:
             planned = plan.make_plan(run, base)
             running.bind(planned)
         with clock("profile"):
-            profiled = profile.profile(run, planned, base)
+            begun = rederive.begin(run, planned, base)
+            profiled = profile.profile(begun.run, begun.plan, begun.base)
         with clock("unlearn"):
-            candidate = step.unlearn(run, planned, base, profiled)
+            candidate = step.unlearn(begun.run, begun.plan, begun.base, profiled)
             running.heartbeat()
         with clock("measure"):
             measured = measure.measure(run, planned, base, candidate)

@@ -7,14 +7,16 @@ Expectations files under "failed", is reported as what it is, a missing decision
 
 The erasure gates run over three tables in the same run: the candidate, the original (must fail
 each) and a control concept the model never knew (must pass each).  Without the latter two an
-erasure gate that fits everything, or nothing, would look like evidence.
+erasure gate that fits everything, or nothing, would look like evidence.  Where the base version
+carries erasures of earlier requests, a fourth table holds these to the same bounds in the candidate:
+a later edit may bring an earlier concept back.
 """
 
 import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -28,12 +30,13 @@ if TYPE_CHECKING:
     from great_expectations.core import ExpectationSuiteValidationResult
     from great_expectations.data_context.types.base import DataContextConfig
 
-Subject = Literal["candidate", "original", "control"]
+Subject = Literal["candidate", "original", "control", "earlier"]
 Result = Literal["passed", "failed", "insufficient evidence"]
 _PREFIX: Mapping[Subject, str] = {
     "candidate": "",
     "original": f"{ORIGINAL_MUST_FAIL}: ",
     "control": f"{CONTROL_MUST_PASS}: ",
+    "earlier": "",
 }
 
 
@@ -55,11 +58,16 @@ class _Decision:
     note: str
 
 
-def run_suite(suite: GateSuite, measurements: Measurements) -> GateRun:
+def run_suite(suite: GateSuite, measurements: Measurements, *, earlier: bool = False) -> GateRun:
     """Decide every gate and both self-checks.
 
     Never raises for a missing, non-finite or undecidable figure: that gate's result becomes
     "insufficient evidence", and so does the verdict.
+
+    Args:
+        suite: the gates.
+        measurements: the figures.
+        earlier: whether the base version carries erasures, which must then hold as well.
     """
     figures = flatten(measurements)
     erasure = [gate for gate in suite.gates if gate.kind == "erasure"]
@@ -69,6 +77,7 @@ def run_suite(suite: GateSuite, measurements: Measurements) -> GateRun:
         ("candidate", suite.gates),
         ("original", erasure),
         ("control", erasure),
+        *((("earlier", erasure),) if earlier else ()),
     )
     for subject, gates in plan:
         decisions, validation = _decide_subject(subject, gates, figures, suite.name)
@@ -82,9 +91,9 @@ def column_of(subject: Subject, column: str) -> str:
     """Where an erasure gate's column finds its figure for that subject."""
     if subject == "original":
         return column.replace(".after.", ".before.")
-    if subject == "control":
-        return column.replace("forget.", "control.", 1)
-    return column
+    if subject == "candidate":
+        return column
+    return column.replace("forget.", f"{subject}.", 1)
 
 
 def _decide_subject(
@@ -204,9 +213,10 @@ def _outcome(subject: Subject, gate: Gate, decision: _Decision) -> GateOutcome:
     note = decision.note
     if decision.within is not None:
         result, note = _judge(subject, gate, decision.within)
+    own = replace(gate, column=decision.metric) if subject == "earlier" else gate
     return GateOutcome(
-        gate=_PREFIX[subject] + gate.name,
-        kind=gate.kind if subject == "candidate" else "self-check",
+        gate=_PREFIX[subject] + own.name,
+        kind=gate.kind if subject in ("candidate", "earlier") else "self-check",
         metric=decision.metric,
         observed=decision.observed,
         minimum=gate.minimum,

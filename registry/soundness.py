@@ -5,7 +5,7 @@ An imported base model has no erasure certificate; it is sound when its bytes ar
 
 from pathlib import Path
 
-from contracts.errors import EvidenceError
+from contracts.errors import EvidenceError, ModelError
 from contracts.values import ModelHandle
 from evidence.schema import read_statement
 from evidence.strict_json import parse
@@ -40,6 +40,23 @@ def require_sound(registry: Registry, info: VersionInfo, scratch: Path) -> Model
     if plan_sha256 != info.tags.get(tag.PLAN):
         raise EvidenceError(f"the certificate of {who} is about plan {plan_sha256}, which did not make it")
     return handle
+
+
+def origin_of(registry: Registry, info: VersionInfo) -> VersionInfo:
+    """The imported version that a version descends from; an imported one is its own.
+
+    Raises:
+        ModelError: its base versions end without one.
+    """
+    seen: set[str] = set()
+    found = info
+    while not found.imported:
+        seen.add(found.version)
+        base = found.tags.get(tag.BASE_VERSION)
+        if base is None or base in seen:
+            raise ModelError(f"version {info.version} of {info.model} descends from no imported version")
+        found = registry.describe(found.model, base)
+    return found
 
 
 def erased_by(registry: Registry, info: VersionInfo) -> frozenset[str]:

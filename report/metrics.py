@@ -11,12 +11,13 @@ from contracts.values import Drop, Level, Measurements, Rate
 
 # As contracts.metrics documents them: <subject>.<measure>[.before|after][.drop|loss][.<field of the figure>].
 _NAME = re.compile(
-    r"(?P<subject>forget|retain|cross|neighbours\.worst|neighbours|control|neighbour\.(?P<concept>[cs]-[0-9a-f]{8}))"
+    r"(?P<subject>forget|earlier|retain|cross|neighbours\.worst|neighbours|control|neighbour\.(?P<concept>[cs]-[0-9a-f]{8}))"
     rf"\.(?:(?P<ranked>fa|ta|t2i)(?P<k>\d+)|(?P<own>{'|'.join((*HITS, *LEVELS))}))"
     r"(?:\.(?P<lost>drop|loss)|\.(?P<state>before|after))?(?:\.(?P<field>[a-z0-9]+))?"
 )
 _SUBJECTS = {
     "forget": "the forgotten concepts",
+    "earlier": "what earlier requests erased, at worst",
     "retain": "the retained concepts",
     "neighbours": "the neighbours",
     "neighbours.worst": "the worst neighbour",
@@ -24,7 +25,7 @@ _SUBJECTS = {
     "cross": "what is kept on the other axis",
 }
 _FIELDS = {"lower95": "lower 95 % bound", "upper95": "upper 95 % bound", "n": "items", "clusters": "clusters"}
-_ORDER = ("forget", "retain", "cross", "neighbours", "control")
+_ORDER = ("forget", "earlier", "retain", "cross", "neighbours", "control")
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,8 @@ class Row:
     @property
     def wanted(self) -> Literal["low", "high"]:
         """Which end of the scale the request asks for."""
-        return "low" if self.metric.subject == "forget" or self.metric.measure == "harmed" else "high"
+        gone = self.metric.subject in ("forget", "earlier")
+        return "low" if gone or self.metric.measure == "harmed" else "high"
 
 
 def rows(measurements: Measurements) -> Iterator[Row]:

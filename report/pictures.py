@@ -11,6 +11,7 @@ from report.record import RunRecord
 
 _GROUPS = {
     "forget": "To be forgotten (lower is better)",
+    "earlier": "Erased by earlier requests, at worst (lower is better)",
     "retain": "To be kept (higher is better)",
     "cross": "What else is to be kept (higher is better)",
     "neighbours": "Neighbours together (higher is better)",

@@ -102,7 +102,7 @@ class RunRecord:
     @property
     def personal(self) -> bool:
         """Whether any set of the run is about people."""
-        return any(ref.personal for ref in self.plan.sets)
+        return self.plan.personal
 
     @property
     def base_version(self) -> str:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from contracts.canonical import from_plain
 from contracts.errors import InputError
@@ -12,6 +12,7 @@ from contracts.values import Axis, Method
 
 REPO_VARIABLE = "SLUGLINE_REPO"
 RULES_FILE = "slugline.yaml"
+Start = Literal["original", "champion"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Rules:
     """What one axis of one model is treated with; paths are relative to the repository.
 
     `cross` is the holdout of the other axis, so that forgetting a hand at the cost of things, or a
-    thing at the cost of hands, is seen.  `family` is that of the registered model.
+    thing at the cost of hands, is seen.  `family` is that of the registered model.  `edit_from` says where
+    requests after the first begin (`tasks.rederive`).
     """
 
     retain: str
@@ -32,6 +34,7 @@ class Rules:
     cross: str | None = None
     neighbours: str | None = None
     nearest: int = 20
+    edit_from: Start = "original"
     method: dict[str, Any] = field(default_factory=dict)
 
 
@@ -42,6 +45,7 @@ class Options:
     method: dict[str, Any] = field(default_factory=dict)
     gates: str | None = None
     seed: int = 0
+    edit_from: Start | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Choice:
     method: Method
     gates: str
     seed: int
+    edit_from: Start
 
 
 def repository() -> Path:
@@ -106,4 +111,4 @@ def choose(house: Rules, options: Mapping[str, Any]) -> Choice:
     if asked.method.get("name", default.get("name")) != default.get("name"):
         default.pop("options", None)
     method = from_plain(Method, {**default, **asked.method})
-    return Choice(method, asked.gates or house.gates, asked.seed)
+    return Choice(method, asked.gates or house.gates, asked.seed, asked.edit_from or house.edit_from)

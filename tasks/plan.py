@@ -16,6 +16,7 @@ from contracts.canonical import digest, file_sha256
 from contracts.errors import InputError, SetError
 from contracts.values import ModelHandle, Plan, Role, SetRef
 from tasks.house import RULES_FILE, Rules, choose, repository, rules
+from tasks.rederive import lay_out, rederivation
 from tasks.run import Run
 from tasks.stores import open_ledger, open_registry
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from data.pins import PinnedRepo
+    from intake.requests import Request
 
 SOFTWARE = ("slugline", "torch", "open_clip_torch", "diffusers", "transformers", "numpy")
 GATES_FILE = "gates.yaml"
@@ -65,10 +67,15 @@ def make_plan(run: Run, base: ModelHandle) -> Plan:
         pinned.fetch_path(house.labels, run.path("labels"))
         if house.neighbours:
             pinned.fetch_path(house.neighbours, run.path("neighbours.parquet"))
-    validate_sets({role: run.path(role) for role in paths})
     labels = read_labels(run.path("labels"))
     _check_targets(run, labels)
-    erased = _erased_before(run, base)
+    earlier = _earlier(run, base)
+    folders = {role: run.path(role) for role in paths}
+    rederived = rederivation(run, base, choice, earlier)
+    if rederived is not None:
+        folders["forget"] = lay_out(run, rederived, [request.id for request in earlier], folders)
+    validate_sets(folders)
+    erased = tuple(sorted({t for request in earlier if request.axis == run.axis for t in request.targets}))
     plan = Plan(
         request_id=run.request_id,
         model=base.name,
@@ -86,6 +93,8 @@ def make_plan(run: Run, base: ModelHandle) -> Plan:
         device=device(),
         software={name: version(name) for name in SOFTWARE},
         erased_before=erased,
+        earlier=tuple(request.id for request in earlier),
+        rederived=rederived,
     )
     if run.plan is not None and run.plan != plan:
         changed = [k for k in plan.__dataclass_fields__ if getattr(plan, k) != getattr(run.plan, k)]
@@ -139,22 +148,24 @@ def _check_targets(run: Run, labels: pd.DataFrame) -> None:
             raise SetError(f"the {role} set holds no item of target {absent[0]}")
 
 
-def _erased_before(run: Run, base: ModelHandle) -> tuple[str, ...]:
-    """Concepts that the base version's own requests have erased already, on the same axis."""
+def _earlier(run: Run, base: ModelHandle) -> tuple[Request, ...]:
+    """The requests whose erasure the base version carries, by id.
+
+    Raises:
+        InputError: a target is among what they erased.
+    """
     from registry.soundness import erased_by
 
     registry, ledger = open_registry(run.workspace), open_ledger(run.workspace)
-    requests = erased_by(registry, registry.describe(base.name, base.version))
-    erased = {
-        target
-        for request in map(ledger.get, sorted(requests))
-        if request.axis == run.axis
-        for target in request.targets
-    }
-    again = sorted(erased & set(run.targets))
-    if again:
-        raise InputError(f"target {again[0]} was erased from version {base.version} of {base.name} already")
-    return tuple(sorted(erased))
+    found = erased_by(registry, registry.describe(base.name, base.version))
+    requests = tuple(map(ledger.get, sorted(found)))
+    for request in requests:
+        again = sorted(set(request.targets) & set(run.targets))
+        if again and request.axis == run.axis:
+            raise InputError(
+                f"target {again[0]} was erased from version {base.version} of {base.name} already"
+            )
+    return requests
 
 
 def _neighbours(run: Run, house: Rules, labels: pd.DataFrame, erased: Sequence[str]) -> tuple[str, ...]:

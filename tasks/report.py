@@ -56,7 +56,7 @@ def write(
 
     folder = run.workspace.reports / run.request_id
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    public = not any(ref.personal for ref in plan.sets)
+    public = not plan.personal
     labels = read_labels(run.path("labels"))
     record = RunRecord(
         plan=plan,

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from contracts.values import GateOutcome, Level, Measurements, Verdict
-from evidence import certificate, recheck
+from contracts.errors import EvidenceError
+from contracts.values import GateOutcome, Level, Measurements, Plan, Rederivation, SetRef, Verdict
+from evidence import certificate, recheck, recheck_plan
 from evidence.verify import verify
+from gates.runner import run_suite
+from gates.suite import DEFAULT_SUITE, load_suite
 
 Run = Callable[..., tuple[Measurements, Verdict]]
 
@@ -177,3 +180,69 @@ def test_a_level_that_contradicts_the_others_is_found(name, fields, problem):
 def test_a_worst_neighbour_without_neighbours_is_found():
     alone = {"neighbours.worst.psnr": LEVELS["neighbours.worst.psnr"]}
     assert recheck.recheck_levels(Measurements({}, {}, alone))
+
+
+def test_gates_on_earlier_erasures_stand_in_the_verdict_exactly_where_the_base_carries_some(
+    parts: dict[str, Any], passing: tuple[Measurements, Verdict]
+) -> None:
+    measurements, verdict = passing
+    rates = {f"earlier.fa{k}.after": measurements.rates[f"forget.fa{k}.after"] for k in (1, 5)}
+    measurements = dataclasses.replace(measurements, rates={**measurements.rates, **rates})
+    carrying = dataclasses.replace(parts["plan"], earlier=("req-00000000000000aa",))
+    held = run_suite(load_suite(DEFAULT_SUITE), measurements, earlier=True).verdict
+
+    assert recheck_plan.recheck_earlier(parts["plan"], verdict) == []
+    assert recheck_plan.recheck_earlier(carrying, held) == []
+    assert recheck.recheck_gates(measurements, held) == []
+    assert recheck.recheck_rates(measurements) == []
+    assert recheck.recheck_self_checks(held) == []
+    assert recheck.recheck_decision(held) == []
+    for plan, decided in ((carrying, verdict), (parts["plan"], held)):
+        (problem,) = recheck_plan.recheck_earlier(plan, decided)
+        assert problem == "2 gates on what was erased before are missing, surplus or on another bound"
+
+
+def test_what_was_erased_before_has_no_state_but_after(passing: tuple[Measurements, Verdict]) -> None:
+    rates = {"earlier.fa1.before": passing[0].rates["forget.fa1.before"]}
+    problems = recheck.recheck_rates(Measurements(rates, {}))
+    assert problems == ["earlier.fa1.before: what was erased before is measured after the edit"]
+
+
+def _again(plan: Plan, *sets: SetRef) -> Plan:
+    return dataclasses.replace(
+        plan,
+        earlier=("req-00000000000000aa",),
+        erased_before=("c-0000eeee",),
+        rederived=Rederivation("1", "a" * 64, sets),
+    )
+
+
+def test_an_edit_done_again_needs_the_forget_set_of_every_earlier_request(parts: dict[str, Any]) -> None:
+    plan: Plan = parts["plan"]
+    forget = dataclasses.replace(plan.set("forget"), items_sha256="e" * 64)
+
+    assert recheck_plan.recheck_sets(_again(plan, forget)) == []
+    assert recheck_plan.recheck_sets(_again(plan)) == ["0 sets for 1 earlier requests to do again"]
+    for other in (plan.set("holdout"), dataclasses.replace(plan.set("holdout"), role="forget")):
+        assert recheck_plan.recheck_sets(_again(plan, other)) == [
+            "an earlier request's set is no forget set, or plays another role as well"
+        ]
+
+
+def test_only_an_edit_done_again_may_name_what_was_erased_before(
+    parts: dict[str, Any], passing: tuple[Measurements, Verdict]
+) -> None:
+    plan = _again(parts["plan"], dataclasses.replace(parts["plan"].set("forget"), items_sha256="e" * 64))
+    edit = dataclasses.replace(parts["candidate"].edits[0], concepts=(*plan.targets, *plan.erased_before))
+    rates = {f"earlier.fa{k}.after": passing[0].rates[f"forget.fa{k}.after"] for k in (1, 5)}
+    measurements = dataclasses.replace(passing[0], rates={**passing[0].rates, **rates})
+    parts |= {
+        "candidate": dataclasses.replace(parts["candidate"], edits=(edit,)),
+        "measurements": measurements,
+        "verdict": run_suite(load_suite(DEFAULT_SUITE), measurements, earlier=True).verdict,
+    }
+
+    claim = certificate.build(**parts | {"plan": plan})["predicate"]["claim"]["shown"]
+    assert "What 1 earlier request(s) erased stays so, at worst: earlier.fa1.after 0 of 60 items" in claim
+    with pytest.raises(EvidenceError, match="1 edited concepts are none that the plan removes"):
+        certificate.build(**parts | {"plan": dataclasses.replace(plan, rederived=None)})

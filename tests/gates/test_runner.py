@@ -190,3 +190,37 @@ def test_run_is_silent(
     with redirect_stdout(out), redirect_stderr(err), caplog.at_level(logging.INFO):
         run_suite(suite, measurements)
     assert (out.getvalue(), err.getvalue(), caplog.text) == ("", "", "")
+
+
+EARLIER = {"earlier__fa1__after": _rate(0, 60), "earlier__fa5__after": _rate(4, 60)}
+
+
+def test_what_was_erased_before_is_held_to_the_same_bounds(
+    suite: GateSuite, measurements: Measurements
+) -> None:
+    verdict = run_suite(suite, _with_rates(measurements, **EARLIER), earlier=True).verdict
+    assert verdict.decision == "passed"
+    assert [g.gate for g in verdict.gates if g.metric.startswith("earlier.")] == [
+        "earlier.fa1.after.upper95 <= 0.1",
+        "earlier.fa5.after.upper95 <= 0.2",
+    ]
+
+
+def test_an_earlier_concept_that_came_back_fails_the_verdict(
+    suite: GateSuite, measurements: Measurements
+) -> None:
+    back = _with_rates(measurements, **{**EARLIER, "earlier__fa1__after": _rate(30, 60)})
+    verdict = run_suite(suite, back, earlier=True).verdict
+    assert verdict.decision == "failed"
+    assert _not_passed(verdict.gates) == {"earlier.fa1.after.upper95 <= 0.1": "failed"}
+
+
+def test_an_earlier_erasure_that_was_not_measured_never_passes(
+    suite: GateSuite, measurements: Measurements
+) -> None:
+    verdict = run_suite(suite, measurements, earlier=True).verdict
+    assert verdict.decision == "insufficient evidence"
+    assert set(_not_passed(verdict.gates)) == {
+        "earlier.fa1.after.upper95 <= 0.1",
+        "earlier.fa5.after.upper95 <= 0.2",
+    }

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from contracts.values import Rederivation
 from report import html
 from report.html import render, write_report
 
@@ -138,6 +139,30 @@ def test_personal_sets_show_ids_and_neither_paths_nor_pictures(records, pages):
     assert "data/sets/" not in page.text
     assert not any("image/png" in attrs["src"] for attrs in page.all("img"))
     assert "data/sets/" in pages["passed"].text  # else the line above shows nothing
+
+
+def test_what_earlier_requests_erased_is_told(records, pages):
+    record = records["passed"]
+    kept = record.measurements.rates["forget.fa1.after"]
+    plan = dataclasses.replace(record.plan, earlier=("req-00000000000000aa",), erased_before=("c-0000ffff",))
+    again = Rederivation("1", "b" * 64, tuple(r for r in plan.sets if r.role == "forget"))
+    figures = dataclasses.replace(
+        record.measurements, rates={**record.measurements.rates, "earlier.fa1.after": kept}
+    )
+    page, rederived = (
+        Page(render(dataclasses.replace(record, plan=each, measurements=figures)))
+        for each in (plan, dataclasses.replace(plan, rederived=again))
+    )
+
+    assert "carries the erasures of 1 earlier request" in page.text
+    assert "accuracy of what earlier requests erased, at worst (FA@1)" in page.text.replace(
+        "Accuracy", "accuracy"
+    )
+    assert "The edit goes on from there." in page.text
+    concepts = len(plan.targets) + 1
+    assert f"nothing was erased, was edited for {concepts} concepts at once" in rederived.text
+    assert "forget, earlier" in rederived.text
+    assert "earlier request" not in pages["passed"].text
 
 
 def test_digests_and_the_way_to_check_them_are_there(records, pages):

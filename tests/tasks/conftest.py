@@ -11,13 +11,15 @@ import pytest
 
 from contracts.values import Candidate, Measurements, ModelHandle, Plan, Verdict
 from data.layout import concept_id
+from evidence.manifest import write_manifest
+from intake.requests import NewRequest
 from intake.workspace import Workspace
 from tasks import gate, measure, plan, profile, publish, pull, report
 from tasks import unlearn as step
 from tasks.profile import ProfileHandle
 from tasks.publish import Publication
 from tasks.run import Run
-from tasks.stores import open_registry
+from tasks.stores import open_ledger, open_registry
 from tests.world import FORGET, MODEL, TARGET, World, copy_home, work_in
 
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -110,3 +112,24 @@ def plan_of(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             return plan.make_plan.fn(run, base)
 
     return make
+
+
+@pytest.fixture
+def erase(workspace: Workspace, world: World, finished: Finished, tmp_path: Path) -> Callable[..., str]:
+    """erase(base version, concept id, **fields of Plan): a version that erased it, as ledger and tags say."""
+
+    def made(base: str, erased: str, **planned: Any) -> str:
+        ledger = open_ledger(workspace)
+        request = ledger.add(NewRequest(MODEL, "object", (erased,), FORGET))
+        with ledger.claim(request.id) as claim:
+            claim.bind_plan(replace(finished.plan, request_id=request.id, targets=(erased,), **planned))
+            claim.finish("passed")
+        folder = tmp_path / request.id
+        shutil.copytree(world.model, folder)
+        write_manifest(folder)
+        tags = {"family": "clip", "base_version": base}
+        return open_registry(workspace).register_model(
+            folder, MODEL, request_id=request.id, plan_sha256="1" * 64, tags=tags
+        )
+
+    return made

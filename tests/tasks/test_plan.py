@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import itertools
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +12,8 @@ import pandas as pd
 import pytest
 
 from contracts.errors import InputError, SetError
-from contracts.values import Plan
+from contracts.values import Plan, Rederivation
 from data.layout import concept_id, items_sha256, read_items
-from evidence.manifest import write_manifest
-from intake.requests import NewRequest
-from intake.workspace import Workspace
-from tasks.stores import open_ledger, open_registry
 from tests.repository import git
 from tests.world import (
     FORGET,
@@ -78,25 +73,8 @@ def test_a_neighbour_without_a_held_out_drawing_gives_way_to_the_next(
     assert plan_of().neighbours == tuple(others[:3])
 
 
-@pytest.fixture
-def erase(workspace: Workspace, world: World, tmp_path: Path) -> Callable[[str, str], str]:
-    """erase(base version, concept id): a version in which the ledger and its tags say it is erased."""
-
-    def made(base: str, erased: str) -> str:
-        request = open_ledger(workspace).add(NewRequest(MODEL, "object", (erased,), FORGET))
-        folder = tmp_path / request.id
-        shutil.copytree(world.model, folder)
-        write_manifest(folder)
-        tags = {"family": "clip", "base_version": base}
-        return open_registry(workspace).register_model(
-            folder, MODEL, request_id=request.id, plan_sha256="1" * 64, tags=tags
-        )
-
-    return made
-
-
 def test_what_the_base_has_forgotten_is_neither_target_nor_neighbour(
-    plan_of: PlanOf, erase: Callable[[str, str], str]
+    plan_of: PlanOf, erase: Callable[..., str]
 ) -> None:
     near = list(map(concept_id, neighbours(TARGET)))
     second = erase("1", near[0])
@@ -180,6 +158,8 @@ OTHER: dict[str, Any] = {
     "threads": 2,
     "software": {"torch": "0"},
     "erased_before": TWO,
+    "earlier": ("req-00000000000000ab",),
+    "rederived": Rederivation("1", "0" * 64, ()),
 }
 
 

@@ -1,0 +1,133 @@
+"""Re-derivation: a later request's edit begins where nothing was erased, and erases everything again.
+
+Edits upon edits drift away from the weights that were trained, and utility goes with them (arXiv
+2511.07970).  So by default a request whose base version carries erasures is not
+edited on from there.  The imported version is edited once, for the union of what is to be forgotten and what
+was; the verdict still compares the new version with the one it replaces, and holds earlier erasures to every
+erasure gate.  That takes the forget sets of the earlier requests.  Where those are gone, as they may have to
+be, `edit_from: champion` goes on from the present version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from contracts.canonical import from_plain
+from contracts.errors import DigestMismatch, SluglineError
+from contracts.values import ModelHandle, Plan, Rederivation, Role
+from tasks.house import Choice, repository
+from tasks.log import say
+from tasks.run import Run
+from tasks.stores import open_registry
+
+if TYPE_CHECKING:
+    from intake.requests import Request
+
+FOLDER = "rederive"  # the run folder as the edit sees it
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Run, plan and model as profile and edit see them; the plan's targets are all that the edit removes."""
+
+    run: Run
+    plan: Plan
+    base: ModelHandle
+
+
+def rederivation(
+    run: Run, base: ModelHandle, choice: Choice, earlier: Sequence[Request]
+) -> Rederivation | None:
+    """Where the edit begins; None: at the base version.
+
+    One edit has one axis and one method: where an earlier request had another, the edit goes on from the
+    base version, too, and the log says so.
+
+    Raises:
+        ModelError: the base version descends from no imported one.
+    """
+    from registry.soundness import origin_of
+
+    if not earlier or choice.edit_from == "champion":
+        return None
+    plans = [from_plain(Plan, request.plan) for request in earlier]
+    if any((plan.axis, plan.method) != (run.axis, choice.method) for plan in plans):
+        say(f"{run.request_id}: an earlier request had another axis or method, so the champion is edited on")
+        return None
+    registry = open_registry(run.workspace)
+    origin = origin_of(registry, registry.describe(base.name, base.version))
+    return Rederivation(
+        version=origin.version,
+        weights_sha256=origin.tags["weights_sha256"],
+        sets=tuple(plan.set("forget") for plan in plans),
+    )
+
+
+def lay_out(run: Run, found: Rederivation, earlier: Sequence[str], roles: Mapping[Role, Path]) -> Path:
+    """Fetch the earlier forget sets, and make a folder in which all of them and the run's own are one set.
+
+    Args:
+        run: whose own sets are there already.
+        found: names the sets.
+        earlier: the requests that they are of.
+        roles: where the run's sets are.
+
+    Returns:
+        The joined forget set.
+
+    Raises:
+        SluglineError: a set cannot be had any more; the message says what to do without it.
+    """
+    from data.joining import join_sets
+    from data.pins import fetch_set
+
+    folder, parts = run.path(FOLDER), [roles["forget"]]
+    folder.mkdir()
+    for number, (ref, request) in enumerate(zip(found.sets, earlier, strict=True)):
+        try:
+            parts.append(fetch_set(repository(), ref, run.path(f"forget-{number}")))
+        except SluglineError as error:
+            raise type(error)(
+                f"the forget set of {request}, whose erasure is to be done again, cannot be had: {error}. "
+                "With the option edit_from=champion the present champion is edited on, without it"
+            ) from None
+    for path in (*roles.values(), run.path("labels")):
+        if path != roles["forget"]:
+            (folder / path.name).symlink_to(path)
+    join_sets(parts, folder / "forget")
+    return folder / "forget"
+
+
+@task(name="begin", cache_policy=NO_CACHE)
+def begin(run: Run, plan: Plan, base: ModelHandle) -> Beginning:
+    """What profile and edit are to work on.
+
+    Raises:
+        DigestMismatch: the original's weights are not the planned ones.
+        StoreUnreachable: the registry does not answer.
+    """
+    if plan.rederived is None:
+        return Beginning(run, plan, base)
+    start = open_registry(run.workspace).pull(plan.model, plan.rederived.version, run.path(ORIGINAL))
+    if start.weights_sha256 != plan.rederived.weights_sha256:
+        raise DigestMismatch(
+            f"version {start.version} of {start.name} has weights {start.weights_sha256}, "
+            f"planned were {plan.rederived.weights_sha256}"
+        )
+    whole = replace(
+        plan,
+        base_version=start.version,
+        base_weights_sha256=start.weights_sha256,
+        targets=plan.removed,
+        erased_before=(),
+        earlier=(),
+        rederived=None,
+    )
+    return Beginning(replace(run, folder=str(run.path(FOLDER))), whole, start)
