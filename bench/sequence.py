@@ -2,8 +2,9 @@
 
 `python -m bench.sequence --counts 1,2,5,10,25,50 --json`
 
-`union` re-derives: one request for the first n concepts, from the base model.  `chain` forgets one
-concept at a time, each from the model that the one before left.  Concepts are drawn by seed; both ways
+`union` re-derives, as `edit_from: original` does: one request for the first n concepts, from the base
+model.  `chain` forgets one concept at a time, each from the model that the one before left, as with
+`edit_from: champion`.  Concepts are drawn by seed; both ways
 are measured on the holdout hands, over all concepts forgotten so far and all that should be left.
 """
 
