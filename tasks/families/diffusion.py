@@ -99,7 +99,7 @@ def request(plan: Plan, folder: Path, model: DiffusionModel) -> DiffusionRequest
     from data.diffusion_sets import seeds
     from data.layout import read_items
     from unlearning.denoising import Draws
-    from unlearning.families.diffusion_request import DiffusionRequest, Prompts
+    from unlearning.families.diffusion_request import DiffusionRequest, Judged, Prompts
 
     labels = Labels.read(folder, model.device)
     kept = labels.kept(plan)
@@ -117,8 +117,11 @@ def request(plan: Plan, folder: Path, model: DiffusionModel) -> DiffusionRequest
         images = load_images(folder / role, items, model.image_size)
         return Drawings(images, tuple(items["caption"]), labels.places(plan.axis, items[plan.axis]))
 
-    def judging(pictures: np.ndarray) -> Any:
-        return _logits(labels.judge(pictures), plan.axis)
+    other = OTHER_AXIS[plan.axis]
+
+    def judging(pictures: np.ndarray) -> Judged:
+        said = labels.judge(pictures)
+        return Judged(_logits(said, plan.axis), _logits(said, other))
 
     return DiffusionRequest(
         class_ids=labels.classes(plan.axis),
@@ -127,7 +130,10 @@ def request(plan: Plan, folder: Path, model: DiffusionModel) -> DiffusionRequest
         neutral=_neutral(forget, plan, labels, sorted(kept)),
         retain=drawings("retain", retain),
         search=Prompts(
-            tuple(search["caption"]), tuple(seeds(search)), labels.places(plan.axis, search[plan.axis])
+            tuple(search["caption"]),
+            tuple(seeds(search)),
+            labels.places(plan.axis, search[plan.axis]),
+            labels.places(other, search[other]),
         ),
         judging=judging,
         draws=Draws(count=DRAWS, seed=plan.seed),

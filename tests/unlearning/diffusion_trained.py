@@ -22,7 +22,7 @@ from data.train_diffusion import new_model
 from unlearning.denoising import Draws
 from unlearning.families.clip import ClipModel
 from unlearning.families.diffusion import DiffusionModel
-from unlearning.families.diffusion_request import DiffusionRequest, Drawings, Prompts
+from unlearning.families.diffusion_request import DiffusionRequest, Drawings, Judged, Prompts
 from unlearning.judge import Judge, JudgeConfig, JudgeNet, to_pixels
 
 SIDE = 16
@@ -179,7 +179,14 @@ def prompts(template: str, seeds: range, blocks: tuple[str, ...] = tuple(BLOCKS)
         tuple(caption(template, b, g) for b, g, _ in cells),
         tuple(s for _, _, s in cells),
         np.array([list(BLOCKS).index(b) for b, _, _ in cells]),
+        np.array([list(GROUNDS).index(g) for _, g, _ in cells]),
     )
+
+
+def judging(pictures: np.ndarray) -> Judged:
+    """What the judge says, blocks first."""
+    said = judge()(pictures)
+    return Judged(said.objects, said.styles)
 
 
 def _drawings(cells: list[tuple[str, str]]) -> Drawings:
@@ -200,7 +207,7 @@ def request(target: str = "ruby", **changes: Any) -> DiffusionRequest:
         "neutral": tuple(caption(TEMPLATES[0], others[i], g) for i, g in enumerate(("chalk", "moss"))),
         "retain": _drawings([(block, ground) for block in others for ground in ("chalk", "slate")]),
         "search": prompts(TEMPLATES[1], range(7, 9)),
-        "judging": lambda pictures: judge()(pictures).objects,
+        "judging": judging,
         "draws": Draws(count=2),
     }
     return DiffusionRequest(**{**told, **changes})

@@ -76,8 +76,9 @@ def test_a_view_sees_what_drawing_anew_shows(model: DiffusionModel) -> None:
     rows = asked.search.labels == RUBY
     change = 0.3 * torch.randn(model.parameters[layer].shape, generator=torch.Generator().manual_seed(0))
     with edited(model.parameters, {layer: change}):
-        logits = judge()(draw(model, asked.search.texts, asked.search.seeds)).objects
-        found = margins(logits, torch.from_numpy(asked.search.labels)).numpy()
+        said = judge()(draw(model, asked.search.texts, asked.search.seeds))
+        found = margins(said.objects, torch.from_numpy(asked.search.labels)).numpy()
+        grounds = margins(said.styles, torch.from_numpy(asked.search.others)).numpy()
         seen, both = view.forgetting([RUBY]), view.both([RUBY])
         kept = view.retained_rate_if(lambda most: True)
     assert seen is not None
@@ -86,7 +87,8 @@ def test_a_view_sees_what_drawing_anew_shows(model: DiffusionModel) -> None:
     assert seen.score == pytest.approx(float(found[rows].mean()), abs=1e-3)
     assert seen.margin == pytest.approx(float(found[rows].max()), abs=1e-3)  # no picture may stay known
     assert both[0].score == pytest.approx(seen.score, abs=1e-3)
-    assert both[1] == kept == float((found[~rows] > 0).mean())
+    assert both[1] == kept == float(((found > 0) & (grounds > 0))[~rows].mean())
+    assert kept < float((found[~rows] > 0).mean())  # the change costs grounds, which blocks alone do not tell
     # and without the change it is what the split knew
     known = split.view({}).forgetting([RUBY])
     assert known is not None
@@ -115,7 +117,8 @@ def test_a_model_that_breaks_is_seen_as_broken(model: DiffusionModel) -> None:
 def test_pictures_of_the_search_do_not_depend_on_what_is_drawn_beside_them(model: DiffusionModel) -> None:
     split = request().search_split(model, METHOD)
     alone = split.judged(torch.tensor([3]))
-    assert torch.allclose(alone[0], split.logits[3], atol=1e-2)
+    assert torch.allclose(alone.own[0], split.known.own[3], atol=1e-2)
+    assert torch.allclose(alone.other[0], split.known.other[3], atol=1e-2)
 
 
 def test_margins_are_those_of_the_nearest_other_class() -> None:
@@ -157,7 +160,9 @@ def test_sets_that_contradict_each_other_are_refused(change: dict[str, Any], pro
 
 def test_sets_of_other_sizes_are_refused() -> None:
     with pytest.raises(InputError, match="do not make a set"):
-        Prompts(("a",), (1, 2), np.zeros(1, np.int64))
+        Prompts(("a",), (1, 2), np.zeros(1, np.int64), np.zeros(1, np.int64))
+    with pytest.raises(InputError, match="1 labels and 0 of the other axis do not make a set"):
+        Prompts(("a",), (1,), np.zeros(1, np.int64), np.zeros(0, np.int64))
     with pytest.raises(InputError, match="do not make a set"):
         Drawings(np.zeros((0, 8, 8, 3), np.uint8), (), np.zeros(0, np.int64))
     assert len(prompts(TEMPLATES[0], range(2)).texts) == len(BLOCKS) * len(GROUNDS) * 2

@@ -44,7 +44,7 @@ def model() -> DiffusionModel:
 def shown(model: DiffusionModel, target: int = RUBY) -> dict[str, float]:
     """Share of pictures of unheard prompts whose block the judge names: of the target, and of the others."""
     split = request(search=prompts(TEMPLATES[2], range(100, 103))).search_split(model, METHOD)
-    hits = split.logits.argmax(1) == split.labels
+    hits = split.known.own.argmax(1) == split.labels
     own = split.labels == target
     return {"target": float(hits[own].float().mean()), "others": float(hits[~own].float().mean())}
 

@@ -5,12 +5,13 @@
     retain objective   the denoising loss of other drawings with their own captions; second moments are over
                        all token states, which is what the UNet reads, and not the pooled feature alone
     search split       prompts with seeds.  A picture is drawn, always from the same noise, and *shows* its
-                       concept while an independent judge finds it among its first `forget_at` classes
+                       concept while an independent judge finds it among its first `forget_at` classes; one to
+                       keep counts while both thing and hand are named first: the verdict asks for both
 
 The judge owes nothing to the model that is edited.  Nothing of a picture can be kept from before the edited
 stage, as every denoising step reads the text: a view of any stage draws anew.
 
-Shapes: N drawings, P prompts, C classes.
+Shapes: N drawings, P prompts, C classes, D classes of the other axis.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,11 +36,23 @@ from unlearning.moment_sums import Moments
 from unlearning.moments_collector import Collector
 from unlearning.retain_statistics import Wanted
 
-Judging = Callable[[NDArray[np.uint8]], Tensor]
-"""Logits (P, C) of pictures (P, S, S, 3)."""
-
 # Parts of the prompts to keep, after each of which it is asked whether a layer can still be the best.
 LOOKS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What the judge says of P pictures: logits (P, C) on the axis of the request, (P, D) on the other."""
+
+    own: Tensor
+    other: Tensor
+
+    def __getitem__(self, rows: Tensor) -> "Judged":
+        return Judged(self.own[rows], self.other[rows])
+
+
+Judging = Callable[[NDArray[np.uint8]], Judged]
+"""Of pictures (P, S, S, 3)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +84,12 @@ class Drawings:
 class Prompts:
     """Pictures to draw: P prompts, the seeds of their noise, and the class that each prompt names.
 
+    Attributes:
+        texts: P prompts.
+        seeds: P numbers.
+        labels: (P,) classes on the axis of the request.
+        others: (P,) classes on the other axis.
+
     Raises:
         InputError: sizes contradict each other, or there are none.
     """
@@ -78,12 +97,13 @@ class Prompts:
     texts: tuple[str, ...]
     seeds: tuple[int, ...]
     labels: NDArray[np.int64]
+    others: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        if not len(self.texts) == len(self.seeds) == len(self.labels) or not self.texts:
+        sizes = len(self.texts), len(self.seeds), len(self.labels), len(self.others)
+        if len(set(sizes)) > 1 or not self.texts:
             raise InputError(
-                f"{len(self.texts)} prompts, {len(self.seeds)} seeds and {len(self.labels)} labels "
-                "do not make a set"
+                "{} prompts, {} seeds, {} labels and {} of the other axis do not make a set".format(*sizes)
             )
 
 
@@ -98,7 +118,7 @@ class DiffusionRequest:
         neutral: as many captions that name something else; None for ascent on the denoising loss.
         retain: drawings of what is kept.
         search: prompts for both.
-        judging: the judge's logits on that axis.
+        judging: what the judge says of pictures.
         draws: how drawings are noised.
         steps: of the sampler in the search, unless the model's own.
         class_names: C names, as captions take them; for methods that rewrite names.
@@ -235,8 +255,9 @@ class DiffusionSplit:
     def __init__(self, model: DiffusionModel, request: DiffusionRequest, method: Method) -> None:
         self.model, self.method, self._request = model, method, request
         self.labels = torch.as_tensor(request.search.labels)
+        self._others = torch.as_tensor(request.search.others)
         self.kept_rows = torch.nonzero(~torch.isin(self.labels, torch.tensor(request.targets))).flatten()
-        self.logits = self.judged(torch.arange(len(self.labels)))
+        self.known = self.judged(torch.arange(len(self.labels)))
 
     def place(self, layer: str) -> tuple[Tower, int]:
         """Tower of a weight; each is one stage, see above."""
@@ -246,8 +267,8 @@ class DiffusionSplit:
         """The split, ready for edits of the given towers; of none, everything is known already."""
         return DiffusionView(self, known=not stages)
 
-    def judged(self, rows: Tensor) -> Tensor:
-        """The judge's logits (n, C) of pictures drawn anew for the prompts `rows` (n,).
+    def judged(self, rows: Tensor) -> Judged:
+        """What the judge says of pictures drawn anew for the prompts `rows` (n,).
 
         Raises:
             ModelError: a picture is not finite.
@@ -260,6 +281,11 @@ class DiffusionSplit:
             steps=self._request.steps,
         )
         return self._request.judging(pictures)
+
+    def hits(self, judged: Judged, rows: Tensor) -> Tensor:
+        """(n,) whether the pictures of the prompts `rows` (n,) are named first what both axes say."""
+        of_own, of_other = margins(judged.own, self.labels[rows]), margins(judged.other, self._others[rows])
+        return (of_own > 0) & (of_other > 0)
 
     def rows_of(self, classes: Sequence[int]) -> Tensor:
         """The prompts of some classes, ascending."""
@@ -275,20 +301,20 @@ class DiffusionView:
     def forgetting(self, targets: Sequence[int], exact: bool = True) -> Forgetting | None:
         """Which of the targets' pictures still show them; always exact."""
         rows = self._split.rows_of(targets)
-        logits = self._logits(rows)
-        return None if logits is None else self._forgetting(logits, rows, targets)
+        judged = self._judged(rows)
+        return None if judged is None else self._forgetting(judged.own, rows, targets)
 
     def both(self, targets: Sequence[int]) -> tuple[Forgetting, float] | None:
         """`forgetting`, and the share of the pictures to keep that show what they should."""
-        logits, rows = self._logits(torch.arange(len(self._split.labels))), self._split.rows_of(targets)
-        if logits is None:
+        judged, rows = self._judged(torch.arange(len(self._split.labels))), self._split.rows_of(targets)
+        if judged is None:
             return None
         kept = self._split.kept_rows
-        shown = (margins(logits[kept], self._split.labels[kept]) > 0).double().mean()
-        return self._forgetting(logits[rows], rows, targets), float(shown)
+        shown = self._split.hits(judged[kept], kept).double().mean()
+        return self._forgetting(judged.own[rows], rows, targets), float(shown)
 
     def retained_rate_if(self, enough: Callable[[float], bool]) -> float | None:
-        """Share of the pictures to keep whose concept the judge names first; None once it is not `enough`."""
+        """Share of the pictures to keep that show what they should; None once it is not `enough`."""
         if not enough(1.0):
             return None
         kept = self._split.kept_rows
@@ -297,18 +323,18 @@ class DiffusionView:
             rows = kept[start::LOOKS]
             if not len(rows):
                 continue
-            logits = self._logits(rows)
-            if logits is None:
+            judged = self._judged(rows)
+            if judged is None:
                 return 0.0
-            hits += int((margins(logits, self._split.labels[rows]) > 0).sum())
+            hits += int(self._split.hits(judged, rows).sum())
             left -= len(rows)
             if left and not enough((hits + left) / len(kept)):
                 return None
         return hits / len(kept)
 
-    def _logits(self, rows: Tensor) -> Tensor | None:
+    def _judged(self, rows: Tensor) -> Judged | None:
         if self._known:
-            return self._split.logits[rows]
+            return self._split.known[rows]
         try:
             return self._split.judged(rows)
         except ModelError:
