@@ -43,8 +43,9 @@ def request() -> None:
 @click.option(
     "--edit-from",
     type=click.Choice(["original", "champion"]),
-    help="Where the edit begins if things were erased before: `original` erases them and this anew, in one "
-    "edit of the imported version; `champion` goes on from the present one.  [default: slugline.yaml's]",
+    help="Where the edit begins if things were erased before: `original` erases them and this anew, by one "
+    "edit of the imported version, if they had one axis and method; `champion` goes on from where it is.  "
+    "[default: slugline.yaml's]",
 )
 @click.option("--revision", help="Git revision of the sets.  [default: HEAD]")
 @click.option("--key", help="Idempotency key: the same request under the same key is added once.")

@@ -86,9 +86,10 @@ class Rederivation:
 class Plan:
     """Everything that decides the outcome of one request; equal plans give equal candidates.
 
-    erased_before: concepts of the plan's axis that the base version has been made to forget already: they
-        are neither targets nor retained.
-    earlier: ids of all requests whose erasure the base version carries; the candidate must carry it, too.
+    erased_before: concepts of either axis that the base version has been made to forget already: they are
+        neither targets nor retained.
+    earlier: ids of the requests that did it; the candidate must carry their erasure, too.
+    promised: the strictest bound that one of them passed, by gated figure, `forget.<metric>.after.upper95`.
     rederived: where the edit begins, if not at the base version; it then removes `erased_before` again.
     """
 
@@ -109,6 +110,7 @@ class Plan:
     software: Mapping[str, str]
     erased_before: tuple[str, ...] = ()
     earlier: tuple[str, ...] = ()
+    promised: Mapping[str, float] = field(default_factory=dict)
     rederived: Rederivation | None = None
 
     def __post_init__(self) -> None:
@@ -275,6 +277,15 @@ class Verdict:
     gates: tuple[GateOutcome, ...]
     suite: str
     suite_sha256: str
+
+
+def promises(verdict: Verdict) -> dict[str, float]:
+    """The bounds of a verdict's own erasure gates, by figure; not those taken over from earlier ones."""
+    return {
+        gate.metric: gate.maximum
+        for gate in verdict.gates
+        if gate.kind == "erasure" and gate.metric.startswith("forget.") and gate.maximum is not None
+    }
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from contracts.errors import InputError
+from contracts.errors import InputError, SetError
 from data.layout import SetSummary, read_items, read_summary
 from data.shards import ShardReader
 from data.writing import NewItem, write_set
@@ -14,7 +14,8 @@ def join_sets(folders: Sequence[Path], destination: Path) -> SetSummary:
 
     Raises:
         InputError: the destination is in use, or the sets' roles differ.
-        SetError, DigestMismatch: a set is malformed, or an image is not the promised one.
+        SetError: a set is malformed, or an item has other labels in another set.
+        DigestMismatch: an image is not the promised one.
     """
     summaries = [read_summary(folder) for folder in folders]
     roles = {summary.role for summary in summaries}
@@ -30,13 +31,18 @@ def join_sets(folders: Sequence[Path], destination: Path) -> SetSummary:
 
 
 def _items_once(folders: Sequence[Path]) -> Iterator[NewItem]:
-    seen: set[str] = set()
+    known: dict[str, tuple[str, str]] = {}
     for folder in folders:
         items = read_items(folder)
-        new = items[~items["id"].isin(seen)]
-        stored = zip(new["shard"], new["member"], new["sha256"], new["id"], strict=True)
-        told = zip(new["caption"], new["object"], new["style"], new["view"], new["source"], strict=True)
+        stored = zip(items["shard"], items["member"], items["sha256"], items["id"], strict=True)
+        told = zip(
+            items["caption"], items["object"], items["style"], items["view"], items["source"], strict=True
+        )
         with ShardReader(folder) as shards:
             for where, (caption, concept, style, view, source) in zip(stored, told, strict=True):
-                yield NewItem(shards.read(*where), caption, concept, style, (int(view),), source)
-        seen |= set(new["id"])
+                item, labels = where[-1], (concept, style)
+                if item not in known:
+                    known[item] = labels
+                    yield NewItem(shards.read(*where), caption, concept, style, (int(view),), source)
+                elif known[item] != labels:
+                    raise SetError(f"item {item} is labelled otherwise in another of the sets")

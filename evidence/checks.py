@@ -64,7 +64,7 @@ def check_text(statement: Mapping[str, Any], predicate: Predicate) -> list[Check
         ),
         _check(
             "earlier",
-            "what the base version had forgotten was held to every erasure gate",
+            "what the base version had forgotten was held to the promised bounds",
             recheck_plan.recheck_earlier(plan, verdict),
         ),
         _check(
@@ -102,6 +102,8 @@ def _lineage_problems(predicate: Predicate) -> list[str]:
         problems.append("the base weights are not those of the plan")
     if predicate.candidate.weights_sha256 == predicate.base.weights_sha256:
         problems.append("the candidate's weights are the base weights")
+    if plan.rederived is not None and predicate.candidate.weights_sha256 == plan.rederived.weights_sha256:
+        problems.append("the candidate's weights are those that the edit began with")
     if predicate.verdict.suite_sha256 != plan.gates_sha256:
         problems.append("the gate file is not that of the plan")
     if not edits:

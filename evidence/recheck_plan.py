@@ -47,16 +47,16 @@ def recheck_neighbours(plan: Plan, measurements: Measurements, verdict: Verdict)
 
 
 def recheck_earlier(plan: Plan, verdict: Verdict) -> list[str]:
-    """Where the base version carries erasures, each erasure gate was also run on these, under its bound."""
-
-    def bounds(group: str) -> set[tuple[str, float | None, float | None]]:
-        return {
-            (gate.metric.removeprefix(group), gate.minimum, gate.maximum)
-            for gate in verdict.gates
-            if gate.kind == "erasure" and gate.metric.startswith(group)
-        }
-
-    wanted = bounds("forget.") if plan.earlier else set()
-    differ = len(wanted ^ bounds("earlier."))
-    said = f"{differ} gates on what was erased before are missing, surplus or on another bound"
-    return [said] if differ else []
+    """What the base version had forgotten is held to the promised bounds, and to no other."""
+    problems = []
+    if bool(plan.earlier) != bool(plan.promised) or (plan.erased_before and not plan.earlier):
+        problems.append("what was erased before, by which requests and under which bounds do not go together")
+    wanted = {(name.replace("forget.", "earlier.", 1), None, top) for name, top in plan.promised.items()}
+    found = {
+        (gate.metric, gate.minimum, gate.maximum)
+        for gate in verdict.gates
+        if gate.metric.startswith("earlier.") and gate.kind == "erasure"
+    }
+    if differ := len(wanted ^ found):
+        problems.append(f"{differ} gates on what was erased before are missing, surplus or on another bound")
+    return problems

@@ -110,6 +110,9 @@ def refuse_free_text(predicate: Mapping[str, Any]) -> None:
     for path, text in _strings(predicate):
         if not _pattern(path).fullmatch(text):
             raise EvidenceError(f"certificate field {path} may not hold such a text")
+    for name in predicate["plan"].get("promised", ()):
+        if not _METRIC.fullmatch(name.removesuffix(".upper95")):
+            raise EvidenceError("plan.promised holds an unknown metric")
     for part in ("rates", "drops", "levels"):
         for name in predicate["measurements"].get(part, ()):
             if not _METRIC.fullmatch(name):

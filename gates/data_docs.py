@@ -22,7 +22,7 @@ _MEANING = {
     "candidate": "The edited model. Every expectation must be met.",
     "original": "The untouched model, under the erasure gates only. It must fail every one of them.",
     "control": "A concept the model never knew, under the erasure gates only. It must meet every one.",
-    "earlier": "What earlier requests erased, in the edited model, at its worst. It must meet every one.",
+    "earlier": "What earlier requests erased, at its worst. The edited model must meet what they promised.",
 }
 _DROPPED = frozenset({"script", "nav", "footer", "iframe", "object"})
 _DROPPED_VOID = frozenset({"link", "img", "embed", "base", "input"})

@@ -8,8 +8,8 @@ Expectations files under "failed", is reported as what it is, a missing decision
 The erasure gates run over three tables in the same run: the candidate, the original (must fail
 each) and a control concept the model never knew (must pass each).  Without the latter two an
 erasure gate that fits everything, or nothing, would look like evidence.  Where the base version
-carries erasures of earlier requests, a fourth table holds these to the same bounds in the candidate:
-a later edit may bring an earlier concept back.
+carries erasures of earlier requests, a fourth table holds these to the bounds that they once passed: a
+later edit may bring an earlier concept back.
 """
 
 import logging
@@ -58,7 +58,9 @@ class _Decision:
     note: str
 
 
-def run_suite(suite: GateSuite, measurements: Measurements, *, earlier: bool = False) -> GateRun:
+def run_suite(
+    suite: GateSuite, measurements: Measurements, promised: Mapping[str, float] | None = None
+) -> GateRun:
     """Decide every gate and both self-checks.
 
     Never raises for a missing, non-finite or undecidable figure: that gate's result becomes
@@ -67,7 +69,7 @@ def run_suite(suite: GateSuite, measurements: Measurements, *, earlier: bool = F
     Args:
         suite: the gates.
         measurements: the figures.
-        earlier: whether the base version carries erasures, which must then hold as well.
+        promised: bounds that hold for what was erased before (`contracts.values.Plan`).
     """
     figures = flatten(measurements)
     erasure = [gate for gate in suite.gates if gate.kind == "erasure"]
@@ -77,7 +79,7 @@ def run_suite(suite: GateSuite, measurements: Measurements, *, earlier: bool = F
         ("candidate", suite.gates),
         ("original", erasure),
         ("control", erasure),
-        *((("earlier", erasure),) if earlier else ()),
+        ("earlier", [_promise(column, maximum) for column, maximum in (promised or {}).items()]),
     )
     for subject, gates in plan:
         decisions, validation = _decide_subject(subject, gates, figures, suite.name)
@@ -85,6 +87,17 @@ def run_suite(suite: GateSuite, measurements: Measurements, *, earlier: bool = F
             validations[subject] = validation
         outcomes += [_outcome(subject, g, d) for g, d in zip(gates, decisions, strict=True)]
     return GateRun(decide(outcomes, suite=suite.name, suite_sha256=suite.sha256), validations)
+
+
+def _promise(column: str, maximum: float) -> Gate:
+    return Gate(
+        type="expect_column_max_to_be_between",
+        column=column,
+        minimum=None,
+        maximum=maximum,
+        kind="erasure",
+        why="What earlier requests erased stays within the bound that they passed.",
+    )
 
 
 def column_of(subject: Subject, column: str) -> str:

@@ -26,6 +26,6 @@ def gate(run: Run, plan: Plan, measurements: Measurements) -> Verdict:
     suite = load_suite(run.path(GATES_FILE))
     if suite.sha256 != plan.gates_sha256:
         raise DigestMismatch(f"the gate file has sha256 {suite.sha256}, planned was {plan.gates_sha256}")
-    decided = run_suite(suite, measurements, earlier=bool(plan.earlier))
+    decided = run_suite(suite, measurements, plan.promised)
     write_data_docs(decided.validations, run.workspace.reports / run.request_id / DOCS_FOLDER)
     return decided.verdict

@@ -15,7 +15,6 @@ from tasks.recheck import worst_of
 from tasks.run import Run
 from tasks.stores import open_ledger
 
-EARLIER = "earlier"  # holdouts of earlier requests
 OUTCOMES_FILE = "outcomes.parquet"
 SHOWN_FILE = "shown.json"
 
@@ -41,5 +40,5 @@ def measure(run: Run, plan: Plan, base: ModelHandle, candidate: Candidate) -> Me
         found = family_tasks(base.family).measured(plan, Path(run.folder), original, edited, towers)
     found.outcomes.to_parquet(run.path(OUTCOMES_FILE), index=False)
     run.path(SHOWN_FILE).write_text(json.dumps(found.shown), encoding="utf-8")
-    carried = worst_of(map(open_ledger(run.workspace).get, plan.earlier), edited, run.path(EARLIER))
+    carried = worst_of(map(open_ledger(run.workspace).get, plan.earlier), edited, run)
     return replace(found.figures, rates={**found.figures.rates, **carried})

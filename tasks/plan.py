@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from contracts.canonical import digest, file_sha256
+from contracts.canonical import digest, file_sha256, from_plain
 from contracts.errors import InputError, SetError
-from contracts.values import ModelHandle, Plan, Role, SetRef
+from contracts.values import ModelHandle, Plan, Role, SetRef, Verdict, promises
 from tasks.house import RULES_FILE, Rules, choose, repository, rules
-from tasks.rederive import lay_out, rederivation
+from tasks.rederive import lay_out, rederivation, without_them
 from tasks.run import Run
 from tasks.stores import open_ledger, open_registry
 
@@ -68,14 +68,17 @@ def make_plan(run: Run, base: ModelHandle) -> Plan:
         if house.neighbours:
             pinned.fetch_path(house.neighbours, run.path("neighbours.parquet"))
     labels = read_labels(run.path("labels"))
-    _check_targets(run, labels)
+    check_targets(run, run.targets, labels)
     earlier = _earlier(run, base)
     folders = {role: run.path(role) for role in paths}
     rederived = rederivation(run, base, choice, earlier)
     if rederived is not None:
-        folders["forget"] = lay_out(run, rederived, [request.id for request in earlier], folders)
+        with without_them(run):
+            folders["forget"] = lay_out(run, rederived, folders)
+            again = [target for request in earlier for target in request.targets]
+            check_targets(replace(run, folder=str(folders["forget"].parent)), again, labels)
     validate_sets(folders)
-    erased = tuple(sorted({t for request in earlier if request.axis == run.axis for t in request.targets}))
+    erased = tuple(sorted({target for request in earlier for target in request.targets}))
     plan = Plan(
         request_id=run.request_id,
         model=base.name,
@@ -85,7 +88,7 @@ def make_plan(run: Run, base: ModelHandle) -> Plan:
         targets=run.targets,
         neighbours=_neighbours(run, house, labels, erased),
         sets=refs,
-        labels_sha256=_labels_sha256(run.path("labels")),
+        labels_sha256=labels_sha256(run.path("labels")),
         method=choice.method,
         gates_sha256=_copy_gates(repo, choice.gates, run.path(GATES_FILE)),
         seed=choice.seed,
@@ -94,6 +97,7 @@ def make_plan(run: Run, base: ModelHandle) -> Plan:
         software={name: version(name) for name in SOFTWARE},
         erased_before=erased,
         earlier=tuple(request.id for request in earlier),
+        promised=_promised(earlier),
         rederived=rederived,
     )
     if run.plan is not None and run.plan != plan:
@@ -134,16 +138,22 @@ def _fetch(pinned: PinnedRepo, role: Role, path: str, destination: Path) -> SetR
     return replace(ref, role=role)
 
 
-def _check_targets(run: Run, labels: pd.DataFrame) -> None:
+def check_targets(run: Run, targets: Sequence[str], labels: pd.DataFrame) -> None:
+    """Refuse targets that the labels do not know, or that a set of the run does not show.
+
+    Raises:
+        InputError: a target is no concept that the model knows.
+        SetError: the forget, search or holdout set holds nothing of it.
+    """
     from data.layout import read_items
 
     known = set(labels.loc[(labels["axis"] == run.axis) & labels["seen"], "id"])
-    unknown = [t for t in run.targets if t not in known]
+    unknown = [t for t in targets if t not in known]
     if unknown:
         raise InputError(f"target {unknown[0]} is not a concept that {run.model} knows on axis {run.axis}")
     for role in ("forget", "search", "holdout"):
         present = set(read_items(run.path(role))[run.axis])
-        absent = [t for t in run.targets if t not in present]
+        absent = [t for t in targets if t not in present]
         if absent:
             raise SetError(f"the {role} set holds no item of target {absent[0]}")
 
@@ -166,6 +176,15 @@ def _earlier(run: Run, base: ModelHandle) -> tuple[Request, ...]:
                 f"target {again[0]} was erased from version {base.version} of {base.name} already"
             )
     return requests
+
+
+def _promised(earlier: Sequence[Request]) -> dict[str, float]:
+    """Of every figure that erasure gates of these requests bounded, the lowest bound."""
+    bounds: dict[str, float] = {}
+    for request in earlier:
+        for name, maximum in promises(from_plain(Verdict, request.evidence.verdict)).items():
+            bounds[name] = min(maximum, bounds.get(name, maximum))
+    return bounds
 
 
 def _neighbours(run: Run, house: Rules, labels: pd.DataFrame, erased: Sequence[str]) -> tuple[str, ...]:
@@ -192,7 +211,8 @@ def _neighbours(run: Run, house: Rules, labels: pd.DataFrame, erased: Sequence[s
     return tuple(usable[: house.nearest])
 
 
-def _labels_sha256(folder: Path) -> str:
+def labels_sha256(folder: Path) -> str:
+    """The digest of all files of a labels folder."""
     return digest({p.name: file_sha256(p) for p in sorted(folder.iterdir())})
 
 

@@ -14,15 +14,18 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from contracts.canonical import digest, from_plain
-from contracts.errors import InputError
-from contracts.values import Measurements, Plan, Rate, Verdict
+from contracts.errors import DigestMismatch, InputError, SetError
+from contracts.values import Measurements, Plan, Rate, Verdict, promises
 from tasks.house import repository, rules
-from tasks.plan import device, threads
+from tasks.plan import device, labels_sha256, threads
+from tasks.run import Run
 from tasks.stores import open_ledger, open_registry
 
 if TYPE_CHECKING:
     from intake.requests import Request
     from unlearning.families import Editable
+
+EARLIER = "earlier"  # in a run folder: holdouts of earlier requests
 
 
 @dataclass(frozen=True)
@@ -56,49 +59,79 @@ def recheck(model: str) -> tuple[Standing, ...]:
         return tuple(_standing(r, champion.version, net, folder) for r in passed)
 
 
-def worst_of(requests: Iterable[Request], model: Editable, folder: Path) -> dict[str, Rate]:
+def worst_of(requests: Iterable[Request], model: Editable, run: Run) -> dict[str, Rate]:
     """What of earlier erasures is known best: `earlier.<metric>.after` (`contracts.metrics`).
 
+    Only figures count that an erasure gate of the request bounded: a style that is one of eight was never
+    promised to be out of the first five.
+
     Args:
-        requests: that were carried out, with their plans.
+        requests: that were carried out, with plans and verdicts.
         model: that is to have forgotten them.
-        folder: where holdouts and labels are put, each once.
+        run: in whose folder holdouts and labels are put, each once.
 
     Raises:
+        SetError: an earlier holdout shows what this run's edit has seen.
         StoreUnreachable: the bytes of a holdout are not there any more.
+        DigestMismatch: its labels are not those of then.
     """
     worst: dict[str, Rate] = {}
     for request in requests:
-        found = _measured(from_plain(Plan, request.plan), model, folder)
-        for name, rate in found.rates.items():
+        plan, verdict = from_plain(Plan, request.plan), from_plain(Verdict, request.evidence.verdict)
+        folder = _fetched(plan, run.path(EARLIER))
+        _check_unseen(plan, folder, run)
+        rates = _measured(plan, model, folder).rates
+        for name in (gated.removesuffix(".upper95") for gated in promises(verdict)):
             key = name.replace("forget.", "earlier.", 1)
-            if key not in worst or rate.upper95 > worst[key].upper95:
-                worst[key] = rate
+            if name in rates and (key not in worst or rates[name].upper95 > worst[key].upper95):
+                worst[key] = rates[name]
     return worst
+
+
+def _check_unseen(plan: Plan, folder: Path, run: Run) -> None:
+    """Refuse a holdout of then whose drawings the sets of today's edit show."""
+    from data.layout import read_items
+
+    held = read_items(folder / "holdout")
+    held = held[held[plan.axis].isin(plan.targets)]
+    for role in ("forget", "retain", "search"):
+        shared = held[held["source"].isin(read_items(run.path(role))["source"])]
+        if len(shared):
+            item = shared["id"].iloc[0]
+            raise SetError(f"item {item}, which decided {plan.request_id}, shows a drawing of the {role} set")
 
 
 def _standing(request: Request, champion: str, net: Editable, folder: Path) -> Standing:
     plan, verdict = from_plain(Plan, request.plan), from_plain(Verdict, request.evidence.verdict)
-    measured = _measured(plan, net, folder)
+    measured = _measured(plan, net, _fetched(plan, folder))
     return Standing(plan.request_id, champion, _gates_hold(verdict, measured), measured.rates)
 
 
-def _measured(plan: Plan, model: Editable, folder: Path) -> Measurements:
-    """The rates of a request's erasure gates, on its own holdout, which is fetched if it is not there."""
+def _fetched(plan: Plan, folder: Path) -> Path:
+    """Holdout and labels of a request, in a folder that requests with the same ones have in common."""
     from data.pins import PinnedRepo
+
+    repo, holdout = repository(), plan.set("holdout")
+    own = folder / digest([holdout.revision, holdout.path, plan.labels_sha256])[:16]
+    if not own.exists():
+        with PinnedRepo(repo, holdout.revision) as pinned:
+            pinned.fetch_path(rules(repo, plan.model, plan.axis).labels, own / "labels")
+            pinned.fetch_set(holdout, own / "holdout")
+    found = labels_sha256(own / "labels")
+    if found != plan.labels_sha256:
+        raise DigestMismatch(
+            f"the labels of {plan.request_id} have sha256 {found}, planned were {plan.labels_sha256}"
+        )
+    return own
+
+
+def _measured(plan: Plan, model: Editable, folder: Path) -> Measurements:
+    """The rates of a request's erasure gates, on its own holdout."""
     from tasks.families import family_tasks
     from unlearning.determinism import deterministic
 
-    repo, holdout = repository(), plan.set("holdout")
-    labels = rules(repo, plan.model, plan.axis).labels
-    # Requests mostly have the holdout in common.
-    own = folder / digest([holdout.revision, holdout.path, labels])[:16]
-    if not own.exists():
-        with PinnedRepo(repo, holdout.revision) as pinned:
-            pinned.fetch_path(labels, own / "labels")
-            pinned.fetch_set(holdout, own / "holdout")
     with deterministic(plan.seed, threads()):
-        return family_tasks(model.family).forgotten(plan, own, model)
+        return family_tasks(model.family).forgotten(plan, folder, model)
 
 
 def _gates_hold(verdict: Verdict, measured: Measurements) -> bool:
@@ -107,11 +140,9 @@ def _gates_hold(verdict: Verdict, measured: Measurements) -> bool:
 
     figures = flatten(measured)
     held = []
-    for gate in verdict.gates:
-        if gate.kind != "erasure" or not gate.metric.startswith("forget."):  # earlier ones have their own
-            continue
-        figure = figures.get(gate.metric)
-        if figure is None or gate.maximum is None:
-            raise InputError(f"a re-check cannot measure the erasure gate {gate.gate!r} again")
-        held.append(figure <= gate.maximum)
+    for metric, maximum in promises(verdict).items():
+        figure = figures.get(metric)
+        if figure is None:
+            raise InputError(f"a re-check cannot measure the erasure gate on {metric} again")
+        held.append(figure <= maximum)
     return all(held)

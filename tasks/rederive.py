@@ -10,7 +10,8 @@ be, `edit_from: champion` goes on from the present version.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from contracts.canonical import from_plain
-from contracts.errors import DigestMismatch, SluglineError
+from contracts.canonical import digest, from_plain
+from contracts.errors import DigestMismatch, InputError, SluglineError
 from contracts.values import ModelHandle, Plan, Rederivation, Role
 from tasks.house import Choice, repository
 from tasks.log import say
@@ -51,6 +52,7 @@ def rederivation(
     base version, too, and the log says so.
 
     Raises:
+        InputError: the request itself asks for what one edit cannot do.
         ModelError: the base version descends from no imported one.
     """
     from registry.soundness import origin_of
@@ -58,8 +60,13 @@ def rederivation(
     if not earlier or choice.edit_from == "champion":
         return None
     plans = [from_plain(Plan, request.plan) for request in earlier]
-    if any((plan.axis, plan.method) != (run.axis, choice.method) for plan in plans):
-        say(f"{run.request_id}: an earlier request had another axis or method, so the champion is edited on")
+    # How many items are computed at a time decides no more than rounding.
+    kinds = {(plan.axis, digest(replace(plan.method, micro_batch=1))) for plan in plans}
+    if kinds != {(run.axis, digest(replace(choice.method, micro_batch=1)))}:
+        said = f"{run.request_id}: an earlier request had another axis or method"
+        if run.options.get("edit_from") == "original":
+            raise InputError(f"{said}: one edit of the original cannot do both")
+        say(f"{said}, so the champion is edited on")
         return None
     registry = open_registry(run.workspace)
     origin = origin_of(registry, registry.describe(base.name, base.version))
@@ -70,38 +77,48 @@ def rederivation(
     )
 
 
-def lay_out(run: Run, found: Rederivation, earlier: Sequence[str], roles: Mapping[Role, Path]) -> Path:
+@contextmanager
+def without_them(run: Run) -> Iterator[None]:
+    """Errors inside also say how to go on without what earlier requests were about.
+
+    Raises:
+        SluglineError: of the same class, with the advice.
+    """
+    try:
+        yield
+    except SluglineError as error:
+        raise type(error)(
+            f"{error}. This came up where {run.request_id} was to do earlier erasures again: "
+            "with the option edit_from=champion the present champion is edited on instead"
+        ) from None
+
+
+def lay_out(run: Run, found: Rederivation, roles: Mapping[Role, Path]) -> Path:
     """Fetch the earlier forget sets, and make a folder in which all of them and the run's own are one set.
 
     Args:
         run: whose own sets are there already.
         found: names the sets.
-        earlier: the requests that they are of.
         roles: where the run's sets are.
 
     Returns:
-        The joined forget set.
+        The joined forget set, in a folder that holds all of the run's other sets.
 
     Raises:
-        SluglineError: a set cannot be had any more; the message says what to do without it.
+        SluglineError: a set cannot be had any more, or contradicts another.
     """
     from data.joining import join_sets
     from data.pins import fetch_set
 
-    folder, parts = run.path(FOLDER), [roles["forget"]]
+    folder = run.path(FOLDER)
     folder.mkdir()
-    for number, (ref, request) in enumerate(zip(found.sets, earlier, strict=True)):
-        try:
-            parts.append(fetch_set(repository(), ref, run.path(f"forget-{number}")))
-        except SluglineError as error:
-            raise type(error)(
-                f"the forget set of {request}, whose erasure is to be done again, cannot be had: {error}. "
-                "With the option edit_from=champion the present champion is edited on, without it"
-            ) from None
     for path in (*roles.values(), run.path("labels")):
         if path != roles["forget"]:
             (folder / path.name).symlink_to(path)
-    join_sets(parts, folder / "forget")
+    parts = [
+        fetch_set(repository(), ref, run.path(f"forget-{number}")) for number, ref in enumerate(found.sets)
+    ]
+    join_sets([roles["forget"], *parts], folder / "forget")
     return folder / "forget"
 
 
@@ -128,6 +145,7 @@ def begin(run: Run, plan: Plan, base: ModelHandle) -> Beginning:
         targets=plan.removed,
         erased_before=(),
         earlier=(),
+        promised={},
         rederived=None,
     )
     return Beginning(replace(run, folder=str(run.path(FOLDER))), whole, start)

@@ -78,8 +78,8 @@ class Running:
 def claimed(request_id: str) -> Iterator[Running]:
     """Claim a request and open its run folder; both end with the block, whatever happens inside.
 
-    The plan of an interrupted attempt binds as soon as a version stands for it.  Before that it is
-    released: the champion or the house's rules may have moved on since.
+    The plan of an interrupted attempt binds as soon as a version stands for it that is, or can still become,
+    the champion.  Else it is released: the champion or the house's rules may have moved on since.
 
     Raises:
         InputError: there is no such request.
@@ -90,7 +90,7 @@ def claimed(request_id: str) -> Iterator[Running]:
     workspace.sweep_stale_runs()
     with open_ledger(workspace).claim(request_id) as claim, workspace.run_folder(request_id) as folder:
         bound = claim.request.plan
-        if bound is not None and not _registered(workspace, from_plain(Plan, bound)):
+        if bound is not None and not _binds(workspace, from_plain(Plan, bound)):
             claim.release_plan()
         request = claim.request
         run = Run(
@@ -108,5 +108,12 @@ def claimed(request_id: str) -> Iterator[Running]:
         yield Running(run, claim)
 
 
-def _registered(workspace: Workspace, plan: Plan) -> bool:
-    return open_registry(workspace).find_version(plan.model, plan.request_id, plan.sha256) is not None
+def _binds(workspace: Workspace, plan: Plan) -> bool:
+    from registry.soundness import erased_by
+    from registry.versions import CHAMPION
+
+    registry = open_registry(workspace)
+    if registry.find_version(plan.model, plan.request_id, plan.sha256) is None:
+        return False
+    champion = registry.describe(plan.model, CHAMPION)
+    return champion.version == plan.base_version or plan.request_id in erased_by(registry, champion)

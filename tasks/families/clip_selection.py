@@ -70,7 +70,9 @@ def select(plan: Plan, folder: Path, known: Mapping[Axis, frozenset[str]]) -> Pa
         retained=holdout[retained],
         control=control[control["view"] < VIEWS],
         cross=crossing[
-            crossing[other].isin(known.get(other, ())) & ~crossing[label].isin(gone) & (crossing["view"] == 0)
+            crossing[other].isin(known.get(other, frozenset()) - gone)
+            & ~crossing[label].isin(gone)
+            & (crossing["view"] == 0)
         ],
     )
     for part, rows in vars(parts).items():

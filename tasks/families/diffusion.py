@@ -105,9 +105,9 @@ def request(plan: Plan, folder: Path, model: DiffusionModel) -> DiffusionRequest
     kept = labels.kept(plan)
     forget, retain, search = (read_items(folder / role) for role in ("forget", "retain", "search"))
     forget = forget[forget[plan.axis].isin(plan.targets)]
-    retain = retain[retain[plan.axis].isin(kept)]
+    retain = _kept(retain, plan, kept)
     # Of what is kept one picture of every prompted drawing: enough to choose between layers.
-    others = search[search[plan.axis].isin(kept)].drop_duplicates("source")
+    others = _kept(search, plan, kept).drop_duplicates("source")
     search = pd.concat([search[search[plan.axis].isin(plan.targets)], others])
 
     def drawings(role: str, items: pd.DataFrame) -> Drawings:
@@ -163,7 +163,7 @@ def measured(
     labels = Labels.read(folder, original.device)
     held, control = read_items(folder / "holdout"), read_items(folder / "control")
     gone = _of_targets(held, plan)
-    kept = held[held[plan.axis].isin(labels.kept(plan))].drop_duplicates("source")
+    kept = _kept(held, plan, labels.kept(plan)).drop_duplicates("source")
     rows = pd.concat([gone, kept, control], ignore_index=True)
     groups = {
         "forget": (plan.axis, rows.index < len(gone)),
@@ -241,6 +241,12 @@ def _contexts(items: pd.DataFrame, axis: Axis, labels: Labels) -> tuple[str, ...
         if text.count(names[label]) == 1
     )
     return tuple(dict.fromkeys(found))
+
+
+def _kept(items: pd.DataFrame, plan: Plan, kept: Collection[str]) -> pd.DataFrame:
+    """The items of what is kept, but for those that show it with what was erased on the other axis."""
+    erased = items[OTHER_AXIS[plan.axis]].isin(plan.erased_before)
+    return items[items[plan.axis].isin(kept) & ~erased]
 
 
 def _of_targets(held: pd.DataFrame, plan: Plan) -> pd.DataFrame:

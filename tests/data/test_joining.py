@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from contracts.errors import InputError
+from contracts.errors import InputError, SetError
 from data.joining import join_sets
 from data.layout import items_sha256, read_items
 from data.shards import verify_shards
@@ -49,3 +51,14 @@ def test_sets_of_different_roles_are_not_joined(tmp_path, some_items) -> None:
     with pytest.raises(InputError, match="only sets of one role can be joined, got forget, holdout"):
         join_sets(parts, tmp_path / "joined")
     assert not (tmp_path / "joined").exists()
+
+
+def test_an_item_that_two_sets_label_differently_is_refused(tmp_path, some_items) -> None:
+    """A picture of two people with one caption: each set would lose the other's label."""
+    parts = [
+        write(tmp_path / "a", some_items(2)),
+        write(tmp_path / "b", [replace(item, object="c-0000000b") for item in some_items(2)]),
+    ]
+
+    with pytest.raises(SetError, match=r"item i-\w+ is labelled otherwise in another of the sets"):
+        join_sets(parts, tmp_path / "joined")

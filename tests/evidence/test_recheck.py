@@ -182,24 +182,51 @@ def test_a_worst_neighbour_without_neighbours_is_found():
     assert recheck.recheck_levels(Measurements({}, {}, alone))
 
 
-def test_gates_on_earlier_erasures_stand_in_the_verdict_exactly_where_the_base_carries_some(
+PROMISED = {"forget.fa1.after.upper95": 0.1}
+EARLIER = {"earlier": ("req-00000000000000aa",), "promised": PROMISED}
+
+
+def _carried(measurements: Measurements) -> Measurements:
+    """As if what was erased before were known as well as what was forgotten now."""
+    rates = {f"earlier.fa{k}.after": measurements.rates[f"forget.fa{k}.after"] for k in (1, 5)}
+    return dataclasses.replace(measurements, rates={**measurements.rates, **rates})
+
+
+def test_gates_on_earlier_erasures_are_those_that_were_promised(
     parts: dict[str, Any], passing: tuple[Measurements, Verdict]
 ) -> None:
-    measurements, verdict = passing
-    rates = {f"earlier.fa{k}.after": measurements.rates[f"forget.fa{k}.after"] for k in (1, 5)}
-    measurements = dataclasses.replace(measurements, rates={**measurements.rates, **rates})
-    carrying = dataclasses.replace(parts["plan"], earlier=("req-00000000000000aa",))
-    held = run_suite(load_suite(DEFAULT_SUITE), measurements, earlier=True).verdict
+    plan, (_, verdict) = parts["plan"], passing
+    measurements = _carried(passing[0])
+    carrying = dataclasses.replace(plan, **EARLIER)
+    held = run_suite(load_suite(DEFAULT_SUITE), measurements, PROMISED).verdict
 
-    assert recheck_plan.recheck_earlier(parts["plan"], verdict) == []
+    assert recheck_plan.recheck_earlier(plan, verdict) == []
     assert recheck_plan.recheck_earlier(carrying, held) == []
     assert recheck.recheck_gates(measurements, held) == []
     assert recheck.recheck_rates(measurements) == []
     assert recheck.recheck_self_checks(held) == []
     assert recheck.recheck_decision(held) == []
-    for plan, decided in ((carrying, verdict), (parts["plan"], held)):
-        (problem,) = recheck_plan.recheck_earlier(plan, decided)
-        assert problem == "2 gates on what was erased before are missing, surplus or on another bound"
+    looser = dataclasses.replace(carrying, promised={"forget.fa1.after.upper95": 0.2})
+    for planned, decided in ((carrying, verdict), (plan, held), (looser, held)):
+        (problem,) = recheck_plan.recheck_earlier(planned, decided)
+        assert "gates on what was erased before are missing, surplus or on another bound" in problem
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"erased_before": ("c-0000eeee",)}, {"earlier": ("req-00000000000000aa",)}, {"promised": PROMISED}],
+)
+def test_a_plan_cannot_be_silent_about_what_its_base_carries(
+    parts: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    problems = recheck_plan.recheck_earlier(dataclasses.replace(parts["plan"], **fields), parts["verdict"])
+    assert "what was erased before, by which requests and under which bounds do not go together" in problems
+
+
+def test_a_promise_has_the_name_of_a_figure(parts: dict[str, Any]) -> None:
+    plan = dataclasses.replace(parts["plan"], **EARLIER | {"promised": {"forget.Ada.upper95": 0.1}})
+    with pytest.raises(EvidenceError, match=r"plan\.promised holds an unknown metric"):
+        certificate.build(**parts | {"plan": plan})
 
 
 def test_what_was_erased_before_has_no_state_but_after(passing: tuple[Measurements, Verdict]) -> None:
@@ -211,7 +238,7 @@ def test_what_was_erased_before_has_no_state_but_after(passing: tuple[Measuremen
 def _again(plan: Plan, *sets: SetRef) -> Plan:
     return dataclasses.replace(
         plan,
-        earlier=("req-00000000000000aa",),
+        **EARLIER,
         erased_before=("c-0000eeee",),
         rederived=Rederivation("1", "a" * 64, sets),
     )
@@ -234,15 +261,32 @@ def test_only_an_edit_done_again_may_name_what_was_erased_before(
 ) -> None:
     plan = _again(parts["plan"], dataclasses.replace(parts["plan"].set("forget"), items_sha256="e" * 64))
     edit = dataclasses.replace(parts["candidate"].edits[0], concepts=(*plan.targets, *plan.erased_before))
-    rates = {f"earlier.fa{k}.after": passing[0].rates[f"forget.fa{k}.after"] for k in (1, 5)}
-    measurements = dataclasses.replace(passing[0], rates={**passing[0].rates, **rates})
+    measurements = _carried(passing[0])
     parts |= {
         "candidate": dataclasses.replace(parts["candidate"], edits=(edit,)),
         "measurements": measurements,
-        "verdict": run_suite(load_suite(DEFAULT_SUITE), measurements, earlier=True).verdict,
+        "verdict": run_suite(load_suite(DEFAULT_SUITE), measurements, PROMISED).verdict,
     }
 
     claim = certificate.build(**parts | {"plan": plan})["predicate"]["claim"]["shown"]
     assert "What 1 earlier request(s) erased stays so, at worst: earlier.fa1.after 0 of 60 items" in claim
     with pytest.raises(EvidenceError, match="1 edited concepts are none that the plan removes"):
         certificate.build(**parts | {"plan": dataclasses.replace(plan, rederived=None)})
+
+
+def test_an_edit_done_again_that_changed_nothing_is_refused(
+    parts: dict[str, Any], passing: tuple[Measurements, Verdict]
+) -> None:
+    plan = _again(parts["plan"], dataclasses.replace(parts["plan"].set("forget"), items_sha256="e" * 64))
+    again = dataclasses.replace(plan.rederived, weights_sha256=parts["candidate"].weights_sha256)
+    measurements = _carried(passing[0])
+    verdict = run_suite(load_suite(DEFAULT_SUITE), measurements, PROMISED).verdict
+    with pytest.raises(EvidenceError, match="are those that the edit began with"):
+        certificate.build(
+            **parts
+            | {
+                "plan": dataclasses.replace(plan, rederived=again),
+                "measurements": measurements,
+                "verdict": verdict,
+            }
+        )

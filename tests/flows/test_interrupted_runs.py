@@ -107,6 +107,24 @@ def test_a_run_that_died_before_it_registered_anything_builds_on_the_champion_of
     assert [v.tags["base_version"] for v in open_registry(workspace).versions(MODEL)[1:]] == ["1", "2"]
 
 
+def test_a_candidate_that_was_overtaken_before_it_was_promoted_is_made_anew(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bound to its first plan it would be compared with a version that is no champion any more, for ever."""
+    first = take_in(workspace, MODEL, "object", FORGET)
+    second = take_in(workspace, MODEL, "object", FORGET_TWO)
+    monkeypatch.setattr("data.validate.validate_sets", lambda folders: None)
+    with dying(monkeypatch, publish, "promote_passed", _killed):
+        unlearn(first.id)
+    overtaking = unlearn(second.id)
+    assert (overtaking["version"], overtaking["promoted"]) == ("3", True)
+
+    result = unlearn(first.id)
+
+    assert (result["base_version"], result["version"], result["promoted"]) == ("3", "4", True)
+    assert open_registry(workspace).aliases(MODEL) == {"champion": "4", "previous": "3"}
+
+
 def state(registry: Registry) -> tuple[dict[str, str], list[dict[str, str]], int]:
     """Aliases, every version's tags (but its certificate's, which tells the time), and MLflow runs."""
     experiments = [e.experiment_id for e in registry.client.search_experiments()]

@@ -1,20 +1,27 @@
 """Flows over several requests, and the champion moved by hand."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from contracts.errors import InputError, PromotionConflict
+from contracts.errors import InputError, PromotionConflict, SetError
+from contracts.values import Candidate, Edit
 from data.layout import concept_id
 from evidence.schema import read_statement
 from evidence.strict_json import parse
 from flows.aliases import promote, rollback
 from flows.sweep import sweep
 from intake.workspace import Workspace
+from tasks import gate, measure, pull
+from tasks import plan as planning
 from tasks.families import load
 from tasks.recheck import worst_of
 from tasks.requests import take_in
+from tasks.run import Run
 from tasks.stores import open_ledger, open_registry
+from tests.tasks.conftest import run_in
 from tests.world import FORGET, FORGET_OVERLAP, FORGET_TWO, MODEL, SEEN, TARGET, Done
 
 
@@ -51,20 +58,66 @@ def test_a_sweep_runs_what_waits_and_rechecks_what_passed(done_workspace: Worksp
     assert len(open_registry(done_workspace).versions(MODEL)) == 3
 
 
-def test_what_came_back_is_seen_in_a_candidate(done_workspace: Workspace, done: Done) -> None:
-    """The original knows the target, the champion does not; of several requests the worst counts."""
-    request = open_ledger(done_workspace).get(done.request_id)
-    registry = open_registry(done_workspace)
-    with done_workspace.run_folder("test") as folder:
-        found = {
-            version: worst_of(
-                [request], load("clip", Path(registry.pull(MODEL, version, folder / version).folder)), folder
-            )
-            for version in ("1", "2")
-        }
+def test_a_candidate_that_knows_again_what_was_erased_fails(
+    done_workspace: Workspace, done: Done, tmp_path: Path
+) -> None:
+    """As candidates, the original, which knows the target of the request before, and the champion itself."""
+    run = later_run(done_workspace, tmp_path)
+    base = pull.pull.fn(run)
+    plan = planning.make_plan.fn(run, base)
+    original = open_registry(done_workspace).pull(MODEL, "1", run.path("original"))
+    edit = Edit("text_projection", "text", 1.0, plan.targets, 0.1)
 
-    assert set(found["1"]) == {"earlier.fa1.after", "earlier.fa5.after"}
-    assert found["2"]["earlier.fa1.after"].upper95 < 0.5 < found["1"]["earlier.fa1.after"].lower95
+    found = {}
+    for model in (original, base):
+        candidate = Candidate(model.folder, model.weights_sha256, (edit,), True, (), ())
+        verdict = gate.gate.fn(run, plan, measure.measure.fn(run, plan, base, candidate))
+        (carried,) = (g for g in verdict.gates if g.metric.startswith("earlier."))
+        found[model.version] = carried.result
+
+    assert plan.earlier == (done.request_id,)
+    assert found == {"1": "failed", "2": "passed"}
+
+
+def test_of_several_earlier_requests_the_worst_counts(
+    done_workspace: Workspace, done: Done, tmp_path: Path
+) -> None:
+    run = later_run(done_workspace, tmp_path)
+    base = pull.pull.fn(run)
+    planning.make_plan.fn(run, base)
+    gone = open_ledger(done_workspace).get(done.request_id)
+    assert gone.plan is not None
+    known = replace(gone, plan={**gone.plan, "targets": [concept_id(SEEN[3])]})
+    model = load("clip", Path(base.folder))
+
+    one, other = (worst_of([request], model, run)["earlier.fa1.after"] for request in (gone, known))
+
+    assert one.upper95 < other.upper95
+    for order in ([gone, known], [known, gone]):
+        assert worst_of(order, model, run) == {"earlier.fa1.after": other}
+
+
+def test_a_holdout_of_then_that_the_edit_of_today_has_seen_decides_nothing(
+    done_workspace: Workspace, done: Done, tmp_path: Path
+) -> None:
+    run = later_run(done_workspace, tmp_path)
+    base = pull.pull.fn(run)
+    planning.make_plan.fn(run, base)
+    shutil.rmtree(run.path("search"))
+    shutil.copytree(run.path("holdout"), run.path("search"))
+    request = open_ledger(done_workspace).get(done.request_id)
+
+    with pytest.raises(
+        SetError, match=rf"which decided {done.request_id}, shows a drawing of the search set"
+    ):
+        worst_of([request], load("clip", Path(base.folder)), run)
+
+
+def later_run(workspace: Workspace, folder: Path) -> Run:
+    """Of a request after that of `done`, edited on from the champion."""
+    two = tuple(sorted((concept_id(SEEN[3]), concept_id(SEEN[6]))))
+    asked = {"forget_set": FORGET_TWO, "targets": two, "request_id": "req-00000000000000bb"}
+    return run_in(workspace.home, folder / "run", **asked, options={"edit_from": "champion"})
 
 
 def test_the_champion_moves_by_hand_only_when_it_is_meant(done_workspace: Workspace, done: Done) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from contracts.canonical import to_plain
 from contracts.values import Candidate, Measurements, ModelHandle, Plan, Verdict
 from data.layout import concept_id
 from evidence.manifest import write_manifest
-from intake.requests import NewRequest
+from intake.requests import Evidence, NewRequest
 from intake.workspace import Workspace
 from tasks import gate, measure, plan, profile, publish, pull, report
 from tasks import unlearn as step
@@ -118,12 +119,12 @@ def plan_of(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def erase(workspace: Workspace, world: World, finished: Finished, tmp_path: Path) -> Callable[..., str]:
     """erase(base version, concept id, **fields of Plan): a version that erased it, as ledger and tags say."""
 
-    def made(base: str, erased: str, **planned: Any) -> str:
+    def made(base: str, erased: str, verdict: Verdict | None = None, **planned: Any) -> str:
         ledger = open_ledger(workspace)
         request = ledger.add(NewRequest(MODEL, "object", (erased,), FORGET))
         with ledger.claim(request.id) as claim:
             claim.bind_plan(replace(finished.plan, request_id=request.id, targets=(erased,), **planned))
-            claim.finish("passed")
+            claim.finish("passed", Evidence(verdict=to_plain(verdict or finished.verdict)))
         folder = tmp_path / request.id
         shutil.copytree(world.model, folder)
         write_manifest(folder)

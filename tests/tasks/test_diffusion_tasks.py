@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from contracts.errors import SetError
-from tasks.families.diffusion import PICTURES, Labels, _contexts, _hits, _neutral, _of_targets
+from tasks.families.diffusion import PICTURES, Labels, _contexts, _hits, _kept, _neutral, _of_targets
 from tests.unlearning.diffusion_trained import judge
 from unlearning.judge import Verdicts
 
@@ -49,6 +49,14 @@ def test_a_targets_pictures_are_spread_over_its_prompts() -> None:
     rows = _of_targets(held, SimpleNamespace(axis="object", targets=(A,)))
     assert len(rows) == PICTURES
     assert rows.groupby("source").size().tolist() == [PICTURES // 2] * 2
+
+
+def test_what_was_erased_on_the_other_axis_is_not_kept() -> None:
+    """Else an edit that brings an erased hand back would count as one that keeps things."""
+    items = pd.DataFrame({"object": [A, A, B, C], "style": ["s-1", "s-2", "s-1", "s-2"]})
+    plan = SimpleNamespace(axis="object", erased_before=("s-1",))
+    assert _kept(items, plan, {A, B}).index.tolist() == [1]
+    assert _kept(items, SimpleNamespace(axis="object", erased_before=()), {A, B}).index.tolist() == [0, 1, 2]
 
 
 def test_a_tie_counts_against_us(labels: Labels) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from contracts.errors import SetError
-from contracts.values import Candidate, Edit, Plan
+from contracts.values import Candidate, Edit, Plan, Rederivation
 from data.layout import concept_id, read_items, style_id
 from data.reader import load_images
 from tasks import measure
@@ -67,6 +67,14 @@ def test_every_part_holds_what_it_is_said_to_hold(plan: Plan, finished: Finished
         kept,
         {0},
     )
+
+
+def test_a_hand_that_was_erased_is_not_asked_about(plan: Plan, finished: Finished) -> None:
+    erased = style_id(TRAIN_HANDS[0])
+
+    cross = parts_of(replace(plan, erased_before=(erased,)), finished.run.folder).cross
+
+    assert set(cross["style"]) == set(map(style_id, TRAIN_HANDS)) - {erased}
 
 
 def test_a_house_with_one_axis_needs_no_labels_of_the_other(own_run: Run, finished: Finished) -> None:
@@ -152,6 +160,24 @@ def test_a_tower_that_was_not_edited_is_not_run_again_and_gives_the_same_figures
     assert reused == whole
     pd.testing.assert_frame_equal(reused_outcomes, pd.read_parquet(own_run.path(OUTCOMES_FILE)))
     assert reused.rates["retain.ta1.after"] != reused.rates["retain.ta1.before"]  # the edit shows
+
+
+def test_a_candidate_that_was_not_made_from_the_base_is_run_in_every_tower(
+    own_run: Run, finished: Finished, edited: Candidate
+) -> None:
+    """Re-derived, it may lack an earlier edit of a tower that it left alone: here the base has one."""
+    other = ClipModel.load(Path(finished.base.folder))
+    with torch.no_grad():
+        other.parameters["visual.proj"].mul_(torch.linspace(-1, 2, 32))
+    base = replace(finished.base, folder=str(own_run.path("other base")))
+    other.save(Path(base.folder))
+    again = replace(finished.plan, rederived=Rederivation("1", finished.base.weights_sha256, ()))
+
+    alone = measure.measure.fn(own_run, finished.plan, finished.base, edited)
+    whole = measure.measure.fn(own_run, again, base, edited)
+
+    assert whole.rates["retain.ta1.before"] != alone.rates["retain.ta1.before"]
+    assert whole.rates["retain.ta1.after"] == alone.rates["retain.ta1.after"]
 
 
 def test_outcomes_equal_a_naive_recomputation(own_run: Run, finished: Finished, edited: Candidate) -> None:

@@ -81,7 +81,7 @@ def test_what_the_base_has_forgotten_is_neither_target_nor_neighbour(
     third = erase(second, near[2])
     fourth = erase("1", concept_id(TARGET))
 
-    plan = plan_of(base_version=third)
+    plan = plan_of(base_version=third, options={"edit_from": "champion"})
 
     assert plan.erased_before == tuple(sorted((near[0], near[2])))
     assert plan.neighbours == (near[1], near[3], near[4])
@@ -159,6 +159,7 @@ OTHER: dict[str, Any] = {
     "software": {"torch": "0"},
     "erased_before": TWO,
     "earlier": ("req-00000000000000ab",),
+    "promised": {"forget.fa1.after.upper95": 0.1},
     "rederived": Rederivation("1", "0" * 64, ()),
 }
 

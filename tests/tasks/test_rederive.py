@@ -65,6 +65,15 @@ def test_where_one_edit_cannot_do_it_all_the_champion_is_edited_on(
     plan = plan_of(**asked)
 
     assert (len(plan.earlier), plan.rederived, plan.removed) == (1, None, TWO)
+    if how != "as asked":  # what was asked for is not silently something else
+        with pytest.raises(InputError, match="one edit of the original cannot do both"):
+            plan_of(**asked, options={"edit_from": "original"})
+
+
+def test_items_at_a_time_make_no_other_method(plan_of: PlanOf, erase: Erase, finished: Finished) -> None:
+    plan = plan_of(**after_one(erase, method=replace(finished.plan.method, micro_batch=3)))
+
+    assert plan.rederived is not None
 
 
 def test_a_forget_set_that_is_gone_is_named_with_the_way_on(
@@ -76,8 +85,32 @@ def test_a_forget_set_that_is_gone_is_named_with_the_way_on(
     asked = after_one(erase)
     monkeypatch.setattr("data.pins.fetch_set", gone)
 
-    with pytest.raises(StoreUnreachable, match=r"forget set of req-\w+, .* edit_from=champion"):
+    with pytest.raises(StoreUnreachable, match=r"neither remote nor cache has it\. .* edit_from=champion"):
         plan_of(**asked)
+
+
+def test_what_was_erased_and_is_no_longer_in_the_labels_is_named_with_the_way_on(
+    plan_of: PlanOf, erase: Erase
+) -> None:
+    asked = after_one(erase) | {"base_version": erase("1", "c-00000000")}
+
+    with pytest.raises(InputError, match=r"c-00000000 is not a concept .* edit_from=champion"):
+        plan_of(**asked)
+    assert plan_of(**asked, options={"edit_from": "champion"}).erased_before == ("c-00000000",)
+
+
+def test_the_strictest_bound_that_was_passed_is_the_one_to_keep(
+    plan_of: PlanOf, erase: Erase, finished: Finished
+) -> None:
+    (gate,) = (g for g in finished.verdict.gates if g.kind == "erasure")
+    strict = replace(gate, gate="forget.fa1.after.upper95 <= 0.05", maximum=0.05)
+    once = erase("1", concept_id(TARGET), replace(finished.verdict, gates=(strict,)))
+    twice = erase(once, concept_id(SEEN[1]))
+
+    plan = plan_of(base_version=twice, forget_set=FORGET_TWO, targets=TWO, options={"edit_from": "champion"})
+
+    assert dict(plan.promised) == {"forget.fa1.after.upper95": 0.05}
+    assert len(plan.earlier) == 2
 
 
 def test_only_the_two_words_are_options(plan_of: PlanOf) -> None:
