@@ -20,7 +20,7 @@ def require_sound(registry: Registry, info: VersionInfo, scratch: Path) -> Model
 
     Raises:
         EvidenceError: no certificate, or it is not the tagged one, does not verify against the pulled
-            weights, is not passed, or is about another plan.
+            weights, is not passed, is about another plan, or is silent about what its base carries.
         DigestMismatch: the stored weights are not the registered ones.
         ModelError: the version's files or certificate are gone.
         StoreUnreachable: the store failed.
@@ -36,9 +36,17 @@ def require_sound(registry: Registry, info: VersionInfo, scratch: Path) -> Model
         raise EvidenceError(f"the certificate of {who} does not verify: {'; '.join(wrong) or 'incomplete'}")
     if report.decision != "passed":
         raise EvidenceError(f"the certificate of {who} says {report.decision!r}, not 'passed'")
-    plan_sha256 = read_statement(parse(file.read_bytes())).plan_sha256
-    if plan_sha256 != info.tags.get(tag.PLAN):
-        raise EvidenceError(f"the certificate of {who} is about plan {plan_sha256}, which did not make it")
+    statement = read_statement(parse(file.read_bytes()))
+    if statement.plan_sha256 != info.tags.get(tag.PLAN):
+        raise EvidenceError(
+            f"the certificate of {who} is about plan {statement.plan_sha256}, which did not make it"
+        )
+    carried = erased_by(registry, registry.describe(info.model, statement.plan.base_version))
+    if set(statement.plan.earlier) != carried:
+        raise EvidenceError(
+            f"the certificate of {who} is about the erasures of {len(statement.plan.earlier)} earlier "
+            f"request(s), its base version {statement.plan.base_version} carries {len(carried)}"
+        )
     return handle
 
 

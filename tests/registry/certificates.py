@@ -27,8 +27,8 @@ _TARGET = "c-0123abcd"
 _SUITE = "3" * 64
 
 
-def plan_of(request_id: str, model: str, base: ModelHandle) -> Plan:
-    """The plan of a request on that base version."""
+def plan_of(request_id: str, model: str, base: ModelHandle, earlier: tuple[str, ...] = ()) -> Plan:
+    """The plan of a request on that base version, which carries the erasures of earlier ones."""
     roles: tuple[Role, ...] = ("forget", "search", "holdout")
     sets = tuple(
         SetRef(role, f"data/{role}", "a" * 40, f"{i}.dir", f"{i}" * 64, _ITEMS, False)
@@ -50,6 +50,8 @@ def plan_of(request_id: str, model: str, base: ModelHandle) -> Plan:
         threads=1,
         device="cpu",
         software={},
+        earlier=earlier,
+        promised={"forget.fa1.after.upper95": 0.1} if earlier else {},
     )
 
 
@@ -67,6 +69,8 @@ def write_certificate(
         "retain.ta1.before": _rate(80),
         "retain.ta1.after": _rate(80),
     }
+    if plan.earlier:
+        rates["earlier.fa1.after"] = _rate(0)
     drop = Drop(_ITEMS, _ITEMS, 0.8, 0.8, 0.0, 0.0, 0.01)
     gates = (
         _gate(_ERASED, "erasure", "forget.fa1.after.upper95", erased.upper95, 0.1, passed),
@@ -88,6 +92,9 @@ def write_certificate(
             True,
         ),
     )
+    if plan.earlier:
+        name, metric = _ERASED.replace("forget", "earlier"), "earlier.fa1.after.upper95"
+        gates += (_gate(name, "erasure", metric, _rate(0).upper95, 0.1, True),)
     edit = Edit("visual.proj", "vision", 0.1, (_TARGET,), 0.01)
     now = datetime(2026, 1, 1, tzinfo=UTC)
     statement = build(

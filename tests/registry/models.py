@@ -7,6 +7,7 @@ from typing import Any
 from contracts.values import ModelHandle, Plan
 from evidence.manifest import write_manifest
 from evidence.schema import WEIGHTS_NAME
+from registry.soundness import erased_by
 from registry.store import Registry
 from tests.registry.certificates import plan_of, write_certificate
 
@@ -38,21 +39,24 @@ def register_import(registry: Registry, tmp_path: Path) -> str:
     )
 
 
-def register_candidate(registry: Registry, tmp_path: Path, number: int, base: str = "1", **extra: Any) -> str:
+def register_candidate(
+    registry: Registry, tmp_path: Path, number: int, base: str = "1", silent: bool = False, **extra: Any
+) -> str:
     """Register the candidate of the n-th request, without a certificate."""
     return registry.register_model(
         model_folder(tmp_path / f"candidate-{number}", f"weights without concept {number}"),
         NAME,
         request_id=request_id(number),
-        plan_sha256=plan(registry, number, base).sha256,
+        plan_sha256=plan(registry, number, base, silent).sha256,
         tags={"family": "clip", "base_version": base, "verdict": "passed"},
         **extra,
     )
 
 
-def plan(registry: Registry, number: int, base: str = "1") -> Plan:
-    """The plan of the n-th request on that base version."""
-    return plan_of(request_id(number), NAME, _handle(registry, base))
+def plan(registry: Registry, number: int, base: str = "1", silent: bool = False) -> Plan:
+    """The plan of the n-th request on that base version; a silent one names no earlier request."""
+    carried = () if silent else tuple(sorted(erased_by(registry, registry.describe(NAME, base))))
+    return plan_of(request_id(number), NAME, _handle(registry, base), carried)
 
 
 def certificate(
@@ -62,6 +66,7 @@ def certificate(
     hits_after: int = 0,
     weights: str | None = None,
     number: int | None = None,
+    silent: bool = False,
 ) -> Path:
     """Write the certificate of a version; the options make it a wrong one."""
     tags = registry.describe(NAME, version).tags
@@ -69,7 +74,7 @@ def certificate(
     path = tmp_path / f"certificate-{version}.json"
     write_certificate(
         path,
-        plan(registry, number or int(tags["request_id"].removeprefix("req-"), 16), base),
+        plan(registry, number or int(tags["request_id"].removeprefix("req-"), 16), base, silent),
         _handle(registry, base),
         weights or tags["weights_sha256"],
         tags["manifest_sha256"],

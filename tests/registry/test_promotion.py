@@ -188,6 +188,17 @@ def test_a_certificate_must_be_passed_and_about_these_weights(
     assert registry.aliases(NAME) == OLD
 
 
+def test_a_certificate_that_is_silent_about_earlier_erasures_promotes_nothing(
+    lineage: Workspace, registry: Registry, tmp_path: Path
+) -> None:
+    version = register_candidate(registry, tmp_path, 3, "2", silent=True)
+    certify(registry, tmp_path, version, silent=True)
+
+    with pytest.raises(EvidenceError, match=r"of 0 earlier request\(s\), its base version 2 carries 1"):
+        _promote(_promoter(lineage), lineage, version, "2")
+    assert registry.aliases(NAME) == OLD
+
+
 def test_a_verdict_turned_into_passed_does_not_verify(
     lineage: Workspace, registry: Registry, tmp_path: Path
 ) -> None:
