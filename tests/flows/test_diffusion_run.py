@@ -95,14 +95,14 @@ def test_the_certificate_is_verified_and_pins_the_judge(
     predicate = read_statement(parse(certificate.read_bytes()))
     groups = {name.split(".")[0] for name in predicate.measurements.rates}
     assert {"forget", "retain", "cross", "neighbours", "control"} <= groups
-    from tasks.plan import _labels_sha256
+    from tasks.plan import labels_sha256
 
-    assert predicate.plan.labels_sha256 == _labels_sha256(painting.root / "labels")
+    assert predicate.plan.labels_sha256 == labels_sha256(painting.root / "labels")
     weights = painting.root / "labels/weights.safetensors"
     kept = weights.read_bytes()
     weights.unlink()  # it may be a link into DVC's cache
     weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
-    assert predicate.plan.labels_sha256 != _labels_sha256(painting.root / "labels")
+    assert predicate.plan.labels_sha256 != labels_sha256(painting.root / "labels")
     weights.write_bytes(kept)
 
 
