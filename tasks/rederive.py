@@ -1,11 +1,11 @@
 """Re-derivation: a later request's edit begins where nothing was erased, and erases everything again.
 
 Edits upon edits drift away from the weights that were trained, and utility goes with them (arXiv
-2511.07970).  So by default a request whose base version carries erasures is not
-edited on from there.  The imported version is edited once, for the union of what is to be forgotten and what
-was; the verdict still compares the new version with the one it replaces, and holds earlier erasures to every
-erasure gate.  That takes the forget sets of the earlier requests.  Where those are gone, as they may have to
-be, `edit_from: champion` goes on from the present version.
+2511.07970).  So by default a request whose base version carries erasures is not edited on from there.  The
+imported version is edited once, for the union of what is to be forgotten and what was; the verdict still
+compares the new version with the one it replaces, and holds earlier erasures to the bounds that they passed.
+That takes the forget sets of the earlier requests.  Where those are gone, as they may have to be,
+`edit_from: champion` goes on from the present version.
 """
 
 from __future__ import annotations

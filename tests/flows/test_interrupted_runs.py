@@ -93,15 +93,10 @@ def test_a_run_that_dies_at_every_point_ends_as_an_undisturbed_one(
 def test_a_run_that_died_before_it_registered_anything_builds_on_the_champion_of_its_next_attempt(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = take_in(workspace, MODEL, "object", FORGET)
-    second = take_in(workspace, MODEL, "object", FORGET_TWO)
-    monkeypatch.setattr("data.validate.validate_sets", lambda folders: None)
-    with dying(monkeypatch, profile, "profile", _killed):
-        unlearn(first.id)
-    overtaking = unlearn(second.id)
+    first, overtaking = overtaken(workspace, monkeypatch, profile, "profile")
     assert overtaking["promoted"]
 
-    result = unlearn(first.id)
+    result = unlearn(first)
 
     assert (result["base_version"], result["promoted"]) == (overtaking["version"], True)
     assert [v.tags["base_version"] for v in open_registry(workspace).versions(MODEL)[1:]] == ["1", "2"]
@@ -111,18 +106,25 @@ def test_a_candidate_that_was_overtaken_before_it_was_promoted_is_made_anew(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bound to its first plan it would be compared with a version that is no champion any more, for ever."""
-    first = take_in(workspace, MODEL, "object", FORGET)
-    second = take_in(workspace, MODEL, "object", FORGET_TWO)
-    monkeypatch.setattr("data.validate.validate_sets", lambda folders: None)
-    with dying(monkeypatch, publish, "promote_passed", _killed):
-        unlearn(first.id)
-    overtaking = unlearn(second.id)
+    first, overtaking = overtaken(workspace, monkeypatch, publish, "promote_passed")
     assert (overtaking["version"], overtaking["promoted"]) == ("3", True)
 
-    result = unlearn(first.id)
+    result = unlearn(first)
 
     assert (result["base_version"], result["version"], result["promoted"]) == ("3", "4", True)
     assert open_registry(workspace).aliases(MODEL) == {"champion": "4", "previous": "3"}
+
+
+def overtaken(
+    workspace: Workspace, patch: pytest.MonkeyPatch, place: Any, name: str
+) -> tuple[str, dict[str, Any]]:
+    """A request whose first run died there, and the result of another one that ran then."""
+    first = take_in(workspace, MODEL, "object", FORGET)
+    second = take_in(workspace, MODEL, "object", FORGET_TWO)
+    patch.setattr("data.validate.validate_sets", lambda folders: None)
+    with dying(patch, place, name, _killed):
+        unlearn(first.id)
+    return first.id, unlearn(second.id)
 
 
 def state(registry: Registry) -> tuple[dict[str, str], list[dict[str, str]], int]:

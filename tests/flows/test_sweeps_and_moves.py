@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from contracts.errors import InputError, PromotionConflict, SetError
-from contracts.values import Candidate, Edit
+from contracts.values import Candidate, Edit, ModelHandle, Plan
 from data.layout import concept_id
 from evidence.schema import read_statement
 from evidence.strict_json import parse
@@ -62,9 +62,7 @@ def test_a_candidate_that_knows_again_what_was_erased_fails(
     done_workspace: Workspace, done: Done, tmp_path: Path
 ) -> None:
     """As candidates, the original, which knows the target of the request before, and the champion itself."""
-    run = later_run(done_workspace, tmp_path)
-    base = pull.pull.fn(run)
-    plan = planning.make_plan.fn(run, base)
+    run, base, plan = later_run(done_workspace, tmp_path)
     original = open_registry(done_workspace).pull(MODEL, "1", run.path("original"))
     edit = Edit("text_projection", "text", 1.0, plan.targets, 0.1)
 
@@ -82,9 +80,7 @@ def test_a_candidate_that_knows_again_what_was_erased_fails(
 def test_of_several_earlier_requests_the_worst_counts(
     done_workspace: Workspace, done: Done, tmp_path: Path
 ) -> None:
-    run = later_run(done_workspace, tmp_path)
-    base = pull.pull.fn(run)
-    planning.make_plan.fn(run, base)
+    run, base, _ = later_run(done_workspace, tmp_path)
     gone = open_ledger(done_workspace).get(done.request_id)
     assert gone.plan is not None
     known = replace(gone, plan={**gone.plan, "targets": [concept_id(SEEN[3])]})
@@ -100,9 +96,7 @@ def test_of_several_earlier_requests_the_worst_counts(
 def test_a_holdout_of_then_that_the_edit_of_today_has_seen_decides_nothing(
     done_workspace: Workspace, done: Done, tmp_path: Path
 ) -> None:
-    run = later_run(done_workspace, tmp_path)
-    base = pull.pull.fn(run)
-    planning.make_plan.fn(run, base)
+    run, base, _ = later_run(done_workspace, tmp_path)
     shutil.rmtree(run.path("search"))
     shutil.copytree(run.path("holdout"), run.path("search"))
     request = open_ledger(done_workspace).get(done.request_id)
@@ -113,11 +107,13 @@ def test_a_holdout_of_then_that_the_edit_of_today_has_seen_decides_nothing(
         worst_of([request], load("clip", Path(base.folder)), run)
 
 
-def later_run(workspace: Workspace, folder: Path) -> Run:
-    """Of a request after that of `done`, edited on from the champion."""
+def later_run(workspace: Workspace, folder: Path) -> tuple[Run, ModelHandle, Plan]:
+    """Pulled and planned: a request after that of `done`, edited on from the champion."""
     two = tuple(sorted((concept_id(SEEN[3]), concept_id(SEEN[6]))))
     asked = {"forget_set": FORGET_TWO, "targets": two, "request_id": "req-00000000000000bb"}
-    return run_in(workspace.home, folder / "run", **asked, options={"edit_from": "champion"})
+    run = run_in(workspace.home, folder / "run", **asked, options={"edit_from": "champion"})
+    base = pull.pull.fn(run)
+    return run, base, planning.make_plan.fn(run, base)
 
 
 def test_the_champion_moves_by_hand_only_when_it_is_meant(done_workspace: Workspace, done: Done) -> None:
