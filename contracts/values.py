@@ -278,14 +278,15 @@ class Verdict:
     suite: str
     suite_sha256: str
 
+    @property
+    def own_erasure(self) -> tuple[GateOutcome, ...]:
+        """The erasure gates on what this request forgets; not those taken over from earlier requests."""
+        return tuple(g for g in self.gates if g.kind == "erasure" and g.metric.startswith("forget."))
+
 
 def promises(verdict: Verdict) -> dict[str, float]:
-    """The bounds of a verdict's own erasure gates, by figure; not those taken over from earlier ones."""
-    return {
-        gate.metric: gate.maximum
-        for gate in verdict.gates
-        if gate.kind == "erasure" and gate.metric.startswith("forget.") and gate.maximum is not None
-    }
+    """The bounds of a verdict's own erasure gates, by figure."""
+    return {gate.metric: gate.maximum for gate in verdict.own_erasure if gate.maximum is not None}
 
 
 @dataclass(frozen=True)

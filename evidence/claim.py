@@ -17,13 +17,12 @@ def claim_of(plan: Plan, edits: tuple[Edit, ...], measurements: Measurements, ve
     Raises:
         EvidenceError: the verdict is "passed" but an erasure gate names a rate that is not there.
     """
-    erasure = [gate for gate in verdict.gates if gate.metric.startswith("forget.") and gate.kind == "erasure"]
     earlier = [gate for gate in verdict.gates if gate.metric.startswith("earlier.")]
     layers = ", ".join(sorted({edit.layer for edit in edits}))
     if verdict.decision != "passed":
         return Claim(f"No erasure is claimed: the verdict is {verdict.decision!r}.", _limits(layers, None))
-    rates = [_rate_of(gate, measurements) for gate in erasure]
-    tested = "; ".join(_tested(gate, measurements) for gate in erasure)
+    rates = [_rate_of(gate, measurements) for gate in verdict.own_erasure]
+    tested = "; ".join(_tested(gate, measurements) for gate in verdict.own_erasure)
     carried = "; ".join(_tested(gate, measurements) for gate in earlier)
     kept = "; ".join(
         f"{gate.gate} (observed {gate.observed:.4g})"

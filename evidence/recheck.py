@@ -152,8 +152,7 @@ def recheck_self_checks(verdict: Verdict) -> list[str]:
     """Each erasure gate was also run on the original and the control, under the same bound."""
     wanted = {
         (f"{check}: {gate.gate}", moved(gate.metric), gate.minimum, gate.maximum)
-        for gate in verdict.gates
-        if gate.kind == "erasure" and gate.metric.startswith("forget.")
+        for gate in verdict.own_erasure
         for check, moved in _SELF_CHECKS.items()
     }
     found = [(g.gate, g.metric, g.minimum, g.maximum) for g in verdict.gates if g.kind == "self-check"]

@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from contracts.values import Candidate, Measurements, ModelHandle, Plan
 from tasks.families import family_tasks, load
 from tasks.recheck import worst_of
+from tasks.rederive import shown_to_edit
 from tasks.run import Run
 from tasks.stores import open_ledger
 
@@ -40,5 +41,6 @@ def measure(run: Run, plan: Plan, base: ModelHandle, candidate: Candidate) -> Me
         found = family_tasks(base.family).measured(plan, Path(run.folder), original, edited, towers)
     found.outcomes.to_parquet(run.path(OUTCOMES_FILE), index=False)
     run.path(SHOWN_FILE).write_text(json.dumps(found.shown), encoding="utf-8")
-    carried = worst_of(map(open_ledger(run.workspace).get, plan.earlier), edited, run)
+    earlier = map(open_ledger(run.workspace).get, plan.earlier)
+    carried = worst_of(earlier, edited, run, shown_to_edit(run, plan))
     return replace(found.figures, rates={**found.figures.rates, **carried})

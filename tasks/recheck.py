@@ -59,7 +59,7 @@ def recheck(model: str) -> tuple[Standing, ...]:
         return tuple(_standing(r, champion.version, net, folder) for r in passed)
 
 
-def worst_of(requests: Iterable[Request], model: Editable, run: Run) -> dict[str, Rate]:
+def worst_of(requests: Iterable[Request], model: Editable, run: Run, shown: Path) -> dict[str, Rate]:
     """What of earlier erasures is known best: `earlier.<metric>.after` (`contracts.metrics`).
 
     Only figures count that an erasure gate of the request bounded: a style that is one of eight was never
@@ -69,6 +69,7 @@ def worst_of(requests: Iterable[Request], model: Editable, run: Run) -> dict[str
         requests: that were carried out, with plans and verdicts.
         model: that is to have forgotten them.
         run: in whose folder holdouts and labels are put, each once.
+        shown: where the sets are that the edit saw.
 
     Raises:
         SetError: an earlier holdout shows what this run's edit has seen.
@@ -79,7 +80,7 @@ def worst_of(requests: Iterable[Request], model: Editable, run: Run) -> dict[str
     for request in requests:
         plan, verdict = from_plain(Plan, request.plan), from_plain(Verdict, request.evidence.verdict)
         folder = _fetched(plan, run.path(EARLIER))
-        _check_unseen(plan, folder, run)
+        _check_unseen(plan, folder, shown)
         rates = _measured(plan, model, folder).rates
         for name in (gated.removesuffix(".upper95") for gated in promises(verdict)):
             key = name.replace("forget.", "earlier.", 1)
@@ -88,14 +89,14 @@ def worst_of(requests: Iterable[Request], model: Editable, run: Run) -> dict[str
     return worst
 
 
-def _check_unseen(plan: Plan, folder: Path, run: Run) -> None:
+def _check_unseen(plan: Plan, folder: Path, shown: Path) -> None:
     """Refuse a holdout of then whose drawings the sets of today's edit show."""
     from data.layout import read_items
 
     held = read_items(folder / "holdout")
     held = held[held[plan.axis].isin(plan.targets)]
     for role in ("forget", "retain", "search"):
-        shared = held[held["source"].isin(read_items(run.path(role))["source"])]
+        shared = held[held["source"].isin(read_items(shown / role)["source"])]
         if len(shared):
             item = shared["id"].iloc[0]
             raise SetError(f"item {item}, which decided {plan.request_id}, shows a drawing of the {role} set")

@@ -122,6 +122,11 @@ def lay_out(run: Run, found: Rederivation, roles: Mapping[Role, Path]) -> Path:
     return folder / "forget"
 
 
+def shown_to_edit(run: Run, plan: Plan) -> Path:
+    """The folder of the sets that the edit sees: the run's own, or where the forget sets are joined."""
+    return Path(run.folder) if plan.rederived is None else run.path(FOLDER)
+
+
 @task(name="begin", cache_policy=NO_CACHE)
 def begin(run: Run, plan: Plan, base: ModelHandle) -> Beginning:
     """What profile and edit are to work on.
@@ -148,4 +153,4 @@ def begin(run: Run, plan: Plan, base: ModelHandle) -> Beginning:
         promised={},
         rederived=None,
     )
-    return Beginning(replace(run, folder=str(run.path(FOLDER))), whole, start)
+    return Beginning(replace(run, folder=str(shown_to_edit(run, plan))), whole, start)

@@ -1,6 +1,5 @@
 """Flows over several requests, and the champion moved by hand."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,25 +85,32 @@ def test_of_several_earlier_requests_the_worst_counts(
     known = replace(gone, plan={**gone.plan, "targets": [concept_id(SEEN[3])]})
     model = load("clip", Path(base.folder))
 
-    one, other = (worst_of([request], model, run)["earlier.fa1.after"] for request in (gone, known))
+    one, other = (
+        worst_of([request], model, run, Path(run.folder))["earlier.fa1.after"] for request in (gone, known)
+    )
 
     assert one.upper95 < other.upper95
     for order in ([gone, known], [known, gone]):
-        assert worst_of(order, model, run) == {"earlier.fa1.after": other}
+        assert worst_of(order, model, run, Path(run.folder)) == {"earlier.fa1.after": other}
 
 
+@pytest.mark.parametrize("role", ["search", "forget"])
 def test_a_holdout_of_then_that_the_edit_of_today_has_seen_decides_nothing(
-    done_workspace: Workspace, done: Done, tmp_path: Path
+    done_workspace: Workspace, done: Done, tmp_path: Path, role: str
 ) -> None:
+    """Seen is what lies where the edit looked: of a re-derived one, the joined forget sets."""
     run, base, _ = later_run(done_workspace, tmp_path)
-    shutil.rmtree(run.path("search"))
-    shutil.copytree(run.path("holdout"), run.path("search"))
-    request = open_ledger(done_workspace).get(done.request_id)
+    shown = tmp_path / "joined"
+    shown.mkdir()
+    for own in ("forget", "retain", "search"):
+        (shown / own).symlink_to(run.path("holdout" if own == role else own))
+    request, model = open_ledger(done_workspace).get(done.request_id), load("clip", Path(base.folder))
 
+    worst_of([request], model, run, Path(run.folder))
     with pytest.raises(
-        SetError, match=rf"which decided {done.request_id}, shows a drawing of the search set"
+        SetError, match=rf"which decided {done.request_id}, shows a drawing of the {role} set"
     ):
-        worst_of([request], load("clip", Path(base.folder)), run)
+        worst_of([request], model, run, shown)
 
 
 def later_run(workspace: Workspace, folder: Path) -> tuple[Run, ModelHandle, Plan]:
