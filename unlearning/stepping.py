@@ -122,19 +122,23 @@ class Stepper:
     def curve(self, chosen: Combination, progress: Progress) -> tuple[StepTrial, ...]:
         """Forget rate, forget cosine and retained rate at `CURVE_MULTIPLES` of the chosen step.
 
-        A multiple at which the features are no longer finite is left out.
+        A multiple at which the features are no longer finite is left out.  The step itself is not measured
+        again if its search did so in full.
         """
+        whole = self._measured_in_full(chosen)
         seen = measured_curve(
             self._split,
             self._view(chosen),
             self._all,
             lambda multiple: chosen.updates(self._directions, multiple),
             progress,
+            known=[1.0] * len(whole),
         )
-        return tuple(
+        points = (
             replace(self._trial(chosen, multiple, known), retained_rate=retained)
             for multiple, known, retained in seen
         )
+        return tuple(sorted((*whole, *points), key=lambda point: point.step_size))
 
     def edits(self, chosen: Combination) -> tuple[Edit, ...]:
         """One record per changed tensor; where concepts share it, `step_size` is the sum of their steps."""
@@ -193,6 +197,20 @@ class Stepper:
             retained or 0.0,
             change,
             trials,
+        )
+
+    def _measured_in_full(self, chosen: Combination) -> tuple[StepTrial, ...]:
+        """The trial of one concept's step, if all that the curve says of it is known exactly."""
+        if len(chosen.steps) > 1:
+            return ()
+        (step,) = chosen.steps
+        # A search led by margins may overstate what is still known, but not nothing.
+        return tuple(
+            trial
+            for trial in step.trials
+            if trial.step_size == step.step_size
+            and trial.forget_rate == 0.0
+            and trial.retained_rate is not None
         )
 
     def _observe(

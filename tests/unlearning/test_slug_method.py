@@ -179,6 +179,23 @@ def test_the_curve_starts_at_the_original_and_its_cosine_falls(model: ClipModel,
     assert cosines == sorted(cosines, reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("targets", "steps", "again"), [((TARGET,), 10, 0), ((TARGET,), 1, 1), ((0, 3, 5), 10, 1)]
+)
+def test_the_curve_measures_the_step_again_only_if_its_search_did_not(
+    model: ClipModel, task, monkeypatch, targets: tuple[int, ...], steps: int, again: int
+) -> None:
+    measured, both = [], search_split.SplitView.both
+    monkeypatch.setattr(
+        search_split.SplitView, "both", lambda view, own: measured.append(own) or both(view, own)
+    )
+    outcome = unlearn(model, task.inputs(*targets), replace(task.method, search_steps=steps))
+    assert len(measured) == len(CURVE_MULTIPLES) - 1 + again
+    at_one = outcome.curve[CURVE_MULTIPLES.index(1.0)]
+    after = PlainSlug(model, task.inputs(*targets), task.method).evaluate(model)
+    assert (at_one.forget_rate, at_one.retained_rate) == after
+
+
 @pytest.mark.parametrize("tower", ["vision", "text"])
 def test_only_the_named_tensor_differs(model: ClipModel, task, tower: str) -> None:
     # Invariant 2.  Catches a trial that is not undone, and an edit of a tower nobody asked for.
