@@ -4,20 +4,23 @@ The limit is work that no method can avoid: one forward and backward pass over t
 over the retain set, and one forward pass over the search split, all by open_clip's own code, in
 this process and on these threads.
 
-    --models reference,real-clip,ViT-B-32,ViT-L-14    trained models on their own sets; architectures
-        of open_clip at full size with random weights on small random sets; or a model folder
-    --device cuda --precision bf16                    larger sets, utilisation, device memory
+    --models reference,ViT-B-32,ViT-L-14    (the default) trained models on their own sets: reference,
+        real-clip; architectures of open_clip at full size with random weights on small random sets
+        (`bench.work.FULL_SIZE`); or a model folder
+    --device cuda --precision bf16          larger sets, utilisation, device memory
 
-    ratio              the default method's profile and search / limit
-    ratio_full_front   SLUG, its whole Pareto front in both towers / limit
-    ratio_cached       the default method, retain statistics read from their file / (forget + search)
-    seconds            medians over the rounds: CPU seconds, on a GPU wall-clock seconds
-    rounds             seconds of every round; a ratio is the median over rounds of that round's ratio
-    memory             growth of resident memory while profiling, next to what is allowed.  That includes
-                       what glibc's allocator keeps of freed blocks; with MALLOC_MMAP_THRESHOLD_=4194304 in
-                       the environment large ones are given back, and it is what the work needs
-    utilisation        operations, their rate, its share of a large matrix product's and of the peak; the
-                       host's preprocessing beside them
+    ratio                 the default method's profile and search / limit
+    ratio_full_front      SLUG, its whole Pareto front in both towers / limit
+    ratio_preconditioned  slug-preconditioned in the text tower / limit
+    ratio_cached          the same, what it needs of the retain set read from its file / (forget + search)
+    seconds               medians over the rounds: CPU seconds, on a GPU wall-clock seconds
+    rounds                seconds of every round; a ratio is the median over rounds of that round's ratio
+    memory                growth of resident memory while profiling, next to what is allowed.  That includes
+        what glibc's allocator keeps of freed blocks; with MALLOC_MMAP_THRESHOLD_=4194304 in the environment
+        large ones are given back, and it is what the work needs
+    peak_memory_mib       highest resident size of the process at this model
+    utilisation           operations, their rate, its share of a large matrix product's and of the peak; the
+        host's preprocessing beside them
 
 A model that fails has an `error` instead, and what is done is printed if the run is interrupted.
 """
@@ -52,6 +55,7 @@ from unlearning.families.clip import ClipModel
 from unlearning.request import UnlearnInputs
 
 REFERENCE = "reference"
+DEFAULT_MODELS = (REFERENCE, *FULL_SIZE["cpu"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -90,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--models", "--model", type=lambda names: names.split(","), default=[REFERENCE])
+    parser.add_argument("--models", "--model", type=lambda names: names.split(","), default=DEFAULT_MODELS)
     for size in ("forget", "retain", "search", "classes"):
         parser.add_argument(f"--{size}", type=int, help="items, instead of the model's own number")
     parser.add_argument("--device", choices=tuple(FULL_SIZE), default="cpu")
@@ -116,8 +120,9 @@ def _line(name: str, row: Mapping[str, Any]) -> str:
     if "error" in row:
         return f"{name}: {row['error']['class']}: {row['error']['message']}"
     return (
-        f"{name}: {row['ratio']:.2f} (default), {row['ratio_full_front']:.2f} (whole front) x "
-        f"{row['seconds']['limit']:.2f} s"
+        f"{name}: {row['ratio']:.2f} (default), {row['ratio_full_front']:.2f} (whole front), "
+        f"{row['ratio_preconditioned']:.2f} (preconditioned) x {row['seconds']['limit']:.2f} s; "
+        f"{row['ratio_cached']:.2f} (retain side known) x forget and search"
     )
 
 
@@ -132,21 +137,18 @@ def limit(name: str, setting: Setting, meter: Meter, seed: int, used: bool) -> d
         used: whether the machine's utilisation is measured, too.
     """
     model, inputs, default = work(name, setting, seed, meter.device)
-    slug = replace(_slug(setting), micro_batch=default.micro_batch)
+    asked = {"default": default, **_own(setting, default.micro_batch)}
     with bar(name) as tell, tempfile.TemporaryDirectory() as folder:
         # First, because it also warms up what is timed after.  It leaves the highest resident size at
         # the present one, so that `peak_memory_mib` is this model's and not an earlier one's.
         tell("memory", 0, 2)
-        memory = {
-            "default": profiling_memory(model, inputs, default),
-            "full_front": profiling_memory(model, inputs, slug),
-        }
-        jobs = _jobs(model, inputs, default, slug, Path(folder), tell)
+        memory = {kind: profiling_memory(model, inputs, method) for kind, method in asked.items()}
+        jobs = _jobs(model, inputs, asked, Path(folder), tell)
         rounds = measure_rounds(model, jobs, setting.rounds, meter, tell)
         row = {
             **ratios(rounds),
             "sizes": {**asdict(setting.sizes), "classes": len(inputs.class_ids)},
-            "methods": {"default": asdict(default), "full_front": asdict(slug)},
+            "methods": {kind: asdict(method) for kind, method in asked.items()},
             "memory": memory,
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
@@ -174,28 +176,32 @@ def work(
     return model, inputs, choose(base.houses(repo)["object"], {}).method
 
 
-def _slug(setting: Setting) -> Method:
-    """The paper's method: the whole front of both towers."""
-    return Method() if setting.retain_batch is None else Method(retain_batch=setting.retain_batch)
+def _own(setting: Setting, micro_batch: int) -> dict[str, Method]:
+    """What is measured beside the default: the paper's method, and one that uses known retain statistics."""
+    batch = Method().retain_batch if setting.retain_batch is None else setting.retain_batch
+    slug = Method(micro_batch=micro_batch, retain_batch=batch)
+    return {"full_front": slug, "preconditioned": replace(slug, name="slug-preconditioned", towers=("text",))}
 
 
 def _jobs(
-    model: ClipModel, inputs: UnlearnInputs, default: Method, slug: Method, folder: Path, tell: Tell
+    model: ClipModel, inputs: UnlearnInputs, asked: Mapping[str, Method], folder: Path, tell: Tell
 ) -> dict[str, Callable[[], Any]]:
-    def told(job: str) -> Tell:
-        return lambda what, done, total: tell(f"{job}, {what}", done, total)
+    """The limit's passes, the methods asked for, and the preconditioned one once more as a later request."""
+    default = asked["default"]
 
-    jobs: dict[str, Callable[[], Any]] = {
+    def unlearn(job: str, method: Method, given: Callable[[], UnlearnInputs]) -> Callable[[], Any]:
+        return lambda: methods.unlearn(
+            model, given(), method, lambda what, done, total: tell(f"{job}, {what}", done, total)
+        )
+
+    later = known_retain(model, inputs, asked["preconditioned"], folder / "retain.safetensors")
+    return {
         "forget": lambda: forget_pass(model, inputs, default, tell),
         "retain": lambda: retain_pass(model, inputs, default, tell),
         "search": lambda: search_pass(model, inputs, default, tell),
-        "default": lambda: methods.unlearn(model, inputs, default, told("default")),
-        "full_front": lambda: methods.unlearn(model, inputs, slug, told("full front")),
+        **{kind: unlearn(kind, method, lambda: inputs) for kind, method in asked.items()},
+        "cached": unlearn("cached", asked["preconditioned"], later),
     }
-    later = known_retain(model, inputs, default, folder / "retain.safetensors")
-    if later is not None:
-        jobs["cached"] = lambda: methods.unlearn(model, later(), default, told("cached"))
-    return jobs
 
 
 def measure_rounds(
@@ -224,9 +230,8 @@ def ratios(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return {
         "ratio": median(taken["default"] / taken["limit"] for taken in rounds),
         "ratio_full_front": median(taken["full_front"] / taken["limit"] for taken in rounds),
-        "ratio_cached": median(t["cached"] / (t["forget"] + t["search"]) for t in rounds)
-        if "cached" in rounds[0]
-        else None,
+        "ratio_preconditioned": median(taken["preconditioned"] / taken["limit"] for taken in rounds),
+        "ratio_cached": median(t["cached"] / (t["forget"] + t["search"]) for t in rounds),
         "seconds": {job: median(taken[job] for taken in rounds) for job in rounds[0]},
         "rounds": rounds,
     }

@@ -202,18 +202,21 @@ def _answers(
 
 def known_retain(
     model: ClipModel, inputs: UnlearnInputs, method: Method, path: Path
-) -> Callable[[], UnlearnInputs] | None:
+) -> Callable[[], UnlearnInputs]:
     """The same request as a later one on this version: what is known of the retain set waits in a file.
 
     The file tells of the whole set, which also holds items of the concept, as many as of any class on
     average; the request leaves those out.
 
     Returns:
-        Reads the file and gives the inputs with what it says; None if the method can use nothing.
+        Reads the file and gives the inputs with what it says.
+
+    Raises:
+        InputError: the method can use nothing that is known.
     """
     wanted = methods.statistics(method, inputs.seed)
     if wanted is None:
-        return None
+        raise InputError(f"{method.name} takes no retain statistics, as it is told")
     n, own = len(inputs.retain_images), max(1, len(inputs.retain_images) // len(inputs.class_ids))
     images = np.concatenate([inputs.retain_images, inputs.forget_images[:own]])
     captions = (*inputs.retain_captions, *inputs.forget_captions[:own])

@@ -1,6 +1,6 @@
 """Forgetting and retained accuracy along a chosen change."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ def measured_curve(
     targets: Sequence[int],
     updates: Callable[[float], Mapping[str, Tensor]],
     progress: Progress,
+    known: Collection[float] = (),
 ) -> Iterator[tuple[float, Forgetting, float]]:
     """How well targets are known, and TA@1 of the rest, at `CURVE_MULTIPLES` of a change.
 
@@ -29,10 +30,12 @@ def measured_curve(
         targets: classes.
         updates: what a multiple adds to which tensors.
         progress: hears of every multiple.
+        known: multiples to leave out.
     """
     for done, multiple in enumerate(CURVE_MULTIPLES, start=1):
-        with edited(split.model.parameters, updates(multiple)):
-            seen = (view if multiple else split.view({})).both(targets)
-        if seen is not None:
-            yield multiple, *seen
+        if multiple not in known:
+            with edited(split.model.parameters, updates(multiple)):
+                seen = (view if multiple else split.view({})).both(targets)
+            if seen is not None:
+                yield multiple, *seen
         progress("curve", done, len(CURVE_MULTIPLES))

@@ -21,8 +21,15 @@ from unlearning.layer_steps import Combination, Directions, LayerStep, best_laye
 from unlearning.request import JOINT, Outcome, Profile, Progress
 from unlearning.search import StepSearch, smallest_step
 
-# The first step changes a layer by a tenth of its norm: SLUG's released code; its Algorithm 1 prints another.
 FIRST_RELATIVE_STEP = 0.1
+
+FirstStep = Callable[[float, float], float]
+"""The first step tried in a layer, from the norms of its weight and of its direction."""
+
+
+def tenth_of_weight(weight_norm: float, direction_norm: float) -> float:
+    """The step that changes a layer by a tenth of its norm, as in SLUG's released code."""
+    return FIRST_RELATIVE_STEP * weight_norm / direction_norm
 
 
 class Stepper:
@@ -34,6 +41,7 @@ class Stepper:
         targets: class indices by concept id; several where `JOINT` stands for all concepts of a request.
         concepts: ids of all concepts, what `JOINT` stands for in the record of an edit.
         least: smallest step, and smallest common factor on steps; tried first, and taken if it will do.
+        first: where the search in a layer begins if there is no `least`.
     """
 
     def __init__(
@@ -43,9 +51,10 @@ class Stepper:
         targets: Mapping[str, Sequence[int]],
         concepts: Sequence[str],
         least: float = 0.0,
+        first: FirstStep = tenth_of_weight,
     ) -> None:
         self._split, self._directions, self._targets = split, directions, targets
-        self._least = least
+        self._least, self._first = least, first
         self._concepts = tuple(concepts)
         self._all = [target for own in targets.values() for target in own]
         self._weights, self._method = split.model.parameters, split.method
@@ -113,19 +122,23 @@ class Stepper:
     def curve(self, chosen: Combination, progress: Progress) -> tuple[StepTrial, ...]:
         """Forget rate, forget cosine and retained rate at `CURVE_MULTIPLES` of the chosen step.
 
-        A multiple at which the features are no longer finite is left out.
+        A multiple at which the features are no longer finite is left out.  The step itself is not measured
+        again if its search did so in full.
         """
+        whole = self._measured_in_full(chosen)
         seen = measured_curve(
             self._split,
             self._view(chosen),
             self._all,
             lambda multiple: chosen.updates(self._directions, multiple),
             progress,
+            known=[1.0] * len(whole),
         )
-        return tuple(
+        points = (
             replace(self._trial(chosen, multiple, known), retained_rate=retained)
             for multiple, known, retained in seen
         )
+        return tuple(sorted((*whole, *points), key=lambda point: point.step_size))
 
     def edits(self, chosen: Combination) -> tuple[Edit, ...]:
         """One record per changed tensor; where concepts share it, `step_size` is the sum of their steps."""
@@ -147,7 +160,7 @@ class Stepper:
             self._split,
             lambda step: self._observe(view, {layer: direction * step}, targets),
             targets,
-            FIRST_RELATIVE_STEP * weight_norm / direction_norm,
+            self._first(weight_norm, direction_norm),
             self._least,
         )
         if not search.tried:
@@ -184,6 +197,20 @@ class Stepper:
             retained or 0.0,
             change,
             trials,
+        )
+
+    def _measured_in_full(self, chosen: Combination) -> tuple[StepTrial, ...]:
+        """The trial of one concept's step, if all that the curve says of it is known exactly."""
+        if len(chosen.steps) > 1:
+            return ()
+        (step,) = chosen.steps
+        # A search led by margins may overstate what is still known, but not nothing.
+        return tuple(
+            trial
+            for trial in step.trials
+            if trial.step_size == step.step_size
+            and trial.forget_rate == 0.0
+            and trial.retained_rate is not None
         )
 
     def _observe(
@@ -254,12 +281,13 @@ def step_and_edit(
     profile: Profile,
     progress: Progress,
     least: float = 0.0,
+    first: FirstStep = tenth_of_weight,
 ) -> Outcome:
     """Search every direction of every concept, choose a layer each, combine, and edit the model in place.
 
     The model must hold the weights that the profile was taken at.  Directions under `JOINT` alone are
     stepped for all concepts at once: one layer, one step.  A method whose directions have a length that
-    means something names the `least` step.
+    means something names the `least` step; `first` is where the search in a layer begins without one.
 
     Raises:
         InputError: the profile is of other concepts.
@@ -270,7 +298,8 @@ def step_and_edit(
     if set(profile.directions) != set(targets) or set(profile.scores) - {JOINT} - set(concepts):
         raise InputError("the profile was taken for other concepts than the request names")
     directions = {concept: profile.directions[concept] for concept in targets}
-    stepper = Stepper(inputs.search_split(model, method), directions, targets, list(concepts), least)
+    split = inputs.search_split(model, method)
+    stepper = Stepper(split, directions, targets, list(concepts), least, first)
     found = stepper.search_layers(progress)
     trials = [trial for steps in found.values() for step in steps for trial in step.trials]
     best = [best_layer(steps) for steps in found.values()]

@@ -43,6 +43,8 @@ def inputs() -> UnlearnInputs:
 
 
 SLUG = Method(forget_at=2, search_steps=3, micro_batch=16)
+ALSO_MEASURED = limit._own  # which the fixtures below replace
+OWN = {"full_front": SLUG, "preconditioned": PRECONDITIONED}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def tiny_work(tiny: ClipModel, inputs: UnlearnInputs) -> Iterator[list[limit.Set
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(limit, "work", work)
-        patch.setattr(limit, "_slug", lambda setting: SLUG)
+        patch.setattr(limit, "_own", lambda setting, micro_batch: OWN)
         yield asked
 
 
@@ -98,15 +100,45 @@ def test_the_ratios_are_medians_of_the_rounds_beside_them(printed: dict[str, Any
     assert row["ratio_full_front"] == pytest.approx(
         median(t["full_front"] / t["limit"] for t in row["rounds"])
     )
+    assert row["ratio_cached"] == pytest.approx(
+        median(t["cached"] / (t["forget"] + t["search"]) for t in row["rounds"])
+    )
     assert printed["ratio"] is None, "the headline is the reference model's, which did not run"
     assert row["sizes"]["classes"] == 8
 
 
+def test_a_row_has_its_parts_in_seconds_and_its_memory(printed: dict[str, Any]) -> None:
+    row = printed["models"]["ViT-B-32"]
+    parts = {"forget", "retain", "search", "default", "full_front", "preconditioned", "cached", "limit"}
+    assert row["seconds"].keys() == parts
+    assert row["peak_memory_mib"] > 0
+
+
+def test_without_options_the_reference_model_and_both_full_sizes_are_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heads = ("ratio", "ratio_full_front", "ratio_preconditioned", "ratio_cached")
+    asked: dict[str, limit.Setting] = {}
+
+    def measured(name: str, setting: limit.Setting, *others: Any) -> dict[str, Any]:
+        asked[name] = setting
+        return {**dict.fromkeys(heads, float(len(asked))), "seconds": {"limit": 1.0}}
+
+    monkeypatch.setattr(limit, "limit", measured)
+    found, status = run()
+    full = limit.FULL_SIZE["cpu"]
+    assert asked == {"reference": limit.REAL, "ViT-B-32": full["ViT-B-32"], "ViT-L-14": full["ViT-L-14"]}
+    assert list(found["models"]) == list(asked)
+    assert (found["ratio"], status) == (1.0, 0), "the headline is the reference model's"
+
+
 def test_a_slow_round_moves_no_ratio() -> None:
     # A ratio of sums would: the machine was twice as slow while the second round ran.
-    quick = {"forget": 1.0, "retain": 2.0, "search": 1.0, "default": 2.0, "full_front": 8.0, "cached": 1.0}
+    parts = {"forget": 1.0, "retain": 2.0, "search": 1.0}
+    quick = {**parts, "default": 2.0, "full_front": 8.0, "preconditioned": 6.0, "cached": 1.0}
     found = limit.ratios([quick, {job: 2 * taken for job, taken in quick.items()}, quick])
-    assert (found["ratio"], found["ratio_full_front"], found["ratio_cached"]) == (0.5, 2.0, 0.5)
+    assert (found["ratio"], found["ratio_full_front"]) == (0.5, 2.0)
+    assert (found["ratio_preconditioned"], found["ratio_cached"]) == (1.5, 0.5)
     assert found["seconds"]["limit"] == 4.0
 
 
@@ -191,8 +223,9 @@ def test_what_is_allowed_follows_from_tensors_and_activations(
 def test_measuring_leaves_the_model_as_it_was(tiny: ClipModel, inputs: UnlearnInputs, tmp_path: Path) -> None:
     # Otherwise the second round would measure a model that has forgotten already.
     before = {name: tensor.clone() for name, tensor in tiny.net.state_dict().items()}
-    jobs = limit._jobs(tiny, inputs, PRECONDITIONED, SLUG, tmp_path, lambda *told: None)
-    assert set(jobs) == {"forget", "retain", "search", "default", "full_front", "cached"}
+    asked = {"default": SLUG, **OWN}
+    jobs = limit._jobs(tiny, inputs, asked, tmp_path, lambda *told: None)
+    assert set(jobs) == {"forget", "retain", "search", *asked, "cached"}
     limit.measure_rounds(tiny, jobs, 1, Meter(), lambda *told: None)
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.net.state_dict().items())
 
@@ -209,7 +242,6 @@ def test_what_is_known_of_the_retain_set_gives_the_same_directions(
 ) -> None:
     # The file is of the set with the concept's own items, so this catches one that is not left out again.
     later = known_retain(tiny, inputs, PRECONDITIONED, tmp_path / "retain.safetensors")
-    assert later is not None
     known = later().known_retain
     assert known is not None
     assert known.statistics.n_items == len(inputs.retain_images) + len(known.rows)
@@ -226,7 +258,15 @@ def test_what_is_known_of_the_retain_set_gives_the_same_directions(
 def test_a_method_that_can_use_nothing_known_is_not_timed_with_it(
     tiny: ClipModel, inputs: UnlearnInputs, tmp_path: Path
 ) -> None:
-    assert known_retain(tiny, inputs, Method(), tmp_path / "retain.safetensors") is None
+    with pytest.raises(InputError, match="slug takes no retain statistics"):
+        known_retain(tiny, inputs, Method(), tmp_path / "retain.safetensors")
+
+
+def test_what_is_measured_with_known_statistics_takes_some() -> None:
+    own = ALSO_MEASURED(limit.FULL_SIZE["cpu"]["ViT-B-32"], micro_batch=20)
+    assert own["full_front"] == Method(micro_batch=20, retain_batch=40)
+    assert methods.statistics(own["preconditioned"], 0) is not None
+    assert methods.statistics(own["full_front"], 0) is None
 
 
 def test_growth_sees_what_is_used_and_that_freed_memory_is_used_again() -> None:
