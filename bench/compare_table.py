@@ -45,11 +45,13 @@ def _head(result: Mapping[str, Any]) -> Iterator[str]:
         yield "**The run is not finished: run the same command again to continue it.**"
     yield ""
     yield (
-        "Median over requests unless said; rates on the held-out hands; TA losses in points, paired on the "
-        "same items. passed/failed/undecided: verdicts of the gates. `stop`: the search split's FA@k that "
-        f"had to reach 0. **Bold**: best among contenders that pass the erasure gates for {ERASES:.0%} of "
-        "the decided requests or more (a method that changes nothing loses nothing). CPU seconds: profile "
-        "and edit, nothing kept from earlier requests."
+        "Median over requests unless said; rates on held-out drawings, but for styles by hands that no "
+        "model was trained on; TA losses in points, paired on the same items, of all known concepts that are "
+        "not asked for: the retain set shows every one of them, so no column is about concepts it leaves "
+        "out. passed/failed/undecided: verdicts of the gates. `stop`: the search split's FA@k that had to "
+        "reach 0, or the share beside it. **Bold**: best among contenders that pass the erasure gates for "
+        f"{ERASES:.0%} of the decided requests or more (a method that changes nothing loses nothing). CPU "
+        "seconds: profile and edit, nothing kept from earlier requests."
     )
 
 
@@ -102,7 +104,6 @@ def _table(contenders: Mapping[str, Summary], house: str | None) -> Iterator[str
     yield "|" + "---|" * (len(heads) + len(columns))
     for label, own in contenders.items():
         named = f"`{label}`" + (" (house default)" if label == house else "")
-        stop = "" if own["stop"] is None else f"top {own['stop']}"
         verdicts = "/".join(str(own["verdicts"][verdict]) for verdict in VERDICTS)
         cells = [
             _cell(name, own["figures"].get(name), own["counts"].get(name), own["n"], label in winners[name])
@@ -110,7 +111,7 @@ def _table(contenders: Mapping[str, Summary], house: str | None) -> Iterator[str
         ]
         if gold:
             cells.insert(0, ", ".join(f"{used}: {n}" for used, n in own["retrained"].items()) or "–")
-        yield f"| {named} | {stop} | {own['n']} | {verdicts} | " + " | ".join(cells) + " |"
+        yield f"| {named} | {own['stop']} | {own['n']} | {verdicts} | " + " | ".join(cells) + " |"
 
 
 def _cell(column: str, value: float | None, count: float | None, n: int, wins: bool) -> str:

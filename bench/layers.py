@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.case import Settings
-from bench.contenders import COMMON, TEXT, VISION
+from bench.contenders import COMMON, TEXT, VISION, Stop
 from bench.models import add_model_options, base_model
 from bench.provenance import provenance
 from bench.requests import Kind
@@ -66,7 +66,7 @@ def main() -> None:
         picked=(),
         headlines=(),
         seeds=(),
-        forget_at=None,
+        stop=Stop(),
         audits=parse_audits(options.audits, settings),
         settings=settings,
         retrained=None,

@@ -21,7 +21,7 @@ def row(label: str, number: int, fa1: float = 0.0, drop: float = 0.01, **changes
         "request": f"single-{number}",
         "kind": "single",
         "label": label,
-        "method": {"forget_at": 5, "towers": ["text"]},
+        "method": {"forget_at": 5, "forget_target": 0.0, "towers": ["text"]},
         "error": None,
         "verdict": "passed" if fa1 < 0.1 and drop < 0.05 else "failed",
         "erased": fa1 < 0.1,
@@ -123,6 +123,11 @@ def test_the_page_marks_the_best_and_names_what_is_better_than_the_default(
     assert "- `rival`: 1 x ModelError" in text
     assert "styles 6 (of 10 asked: there are no more)" in text
     assert "not finished" not in text
+
+
+def test_a_stop_that_lets_a_share_stay_says_so() -> None:
+    eased = row("eased", 0, method={"forget_at": 1, "forget_target": 0.02, "towers": ["text"]})
+    assert "| `eased` | top 1, 2% | 1 |" in page(told([eased], 1))
 
 
 def test_an_unfinished_run_says_so(rows: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench.case import Settings
-from bench.contenders import table
+from bench.contenders import Stop, table
 from bench.requests import Request
 from bench.rows import Rows, row_key
 from bench.worklist import Asked, Work, parse_audits, worklist
@@ -94,7 +94,7 @@ def works(models: dict[str, Path], audits: str = "none", **changes: Any) -> list
             "picked": ("slug", "ccup"),
             "headlines": ("slug",),
             "seeds": (),
-            "forget_at": None,
+            "stop": Stop(),
             "audits": parse_audits(audits, settings),
             "settings": settings,
             "retrained": None,
