@@ -92,6 +92,7 @@ def main() -> None:
             kind: {"asked": count, "drawn": sum(request.kind == kind for request in requests)}
             for kind, count in counts.items()
         },
+        "family_sizes": [options.family_sizes[0], options.family_sizes[-1]],
         "commits": sorted({row["commit"] for row in found}),
         "rows": len(found),
         "wanted": len(works),

@@ -38,8 +38,9 @@ def _head(result: Mapping[str, Any]) -> Iterator[str]:
         f"measured at commit {', '.join(result['commits'])}; {versions}."
     )
     yield ""
+    low, high = result["family_sizes"]
     drawn = "; ".join(_drawn(kind, **count) for kind, count in result["requests"].items())
-    yield f"Requests drawn by seed {result['asked']['seed']}: {drawn}."
+    yield f"Requests drawn by seed {result['asked']['seed']}: {drawn}; families have {low} to {high} concepts."
     yield f"Rows: {result['rows']} of {result['wanted']}."
     if result["rows"] < result["wanted"]:
         yield "**The run is not finished: run the same command again to continue it.**"
@@ -56,7 +57,7 @@ def _head(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _drawn(kind: str, asked: int, drawn: int) -> str:
-    short = f" (of {asked} asked: there are no more)" if drawn < asked else ""
+    short = f" (of {asked} asked: no more fit)" if drawn < asked else ""
     return f"{TITLES[kind].lower()} {drawn}{short}"
 
 

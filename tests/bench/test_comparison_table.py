@@ -104,6 +104,7 @@ def told(rows: list[dict[str, Any]], wanted: int, models: Sequence[str] = ("refe
             "settings": {"relearn_steps": 50, "relearn_rate": 1e-4, "relearn_batch": 32},
         },
         "requests": {"single": {"asked": 4, "drawn": 4}, "style": {"asked": 10, "drawn": 6}},
+        "family_sizes": [3, 15],
         "commits": ["0" * 40],
         "rows": len(rows),
         "wanted": wanted,
@@ -121,7 +122,7 @@ def test_the_page_marks_the_best_and_names_what_is_better_than_the_default(
     assert "**0.2 (n=3)**" in text  # the rival's loss, over three of its four requests
     assert "- TA@1 lost (1.5): `rival` 0.2" in text
     assert "- `rival`: 1 x ModelError" in text
-    assert "styles 6 (of 10 asked: there are no more)" in text
+    assert "styles 6 (of 10 asked: no more fit)" in text
     assert "not finished" not in text
 
 
