@@ -40,7 +40,8 @@ def _head(result: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     low, high = result["family_sizes"]
     drawn = "; ".join(_drawn(kind, **count) for kind, count in result["requests"].items())
-    yield f"Requests drawn by seed {result['asked']['seed']}: {drawn}; families have {low} to {high} concepts."
+    seed = result["asked"]["seed"]
+    yield f"Requests drawn by seed {seed}: {drawn}. Families have {low} to {high} concepts."
     yield f"Rows: {result['rows']} of {result['wanted']}."
     if result["rows"] < result["wanted"]:
         yield "**The run is not finished: run the same command again to continue it.**"
