@@ -77,17 +77,12 @@ def drawn(
     seed: int,
     sizes: Container[int] = FAMILY_SIZES,
 ) -> Iterator[tuple[World, tuple[Request, ...]]]:
-    """The sets of every axis, linked while inside, and the requests that a seed draws (`requests.draw`).
-
-    Of the families that are drawn those of other sizes than `sizes` are left out.
-    """
+    """The sets of every axis, linked while inside, and the requests that a seed draws (`requests.draw`)."""
     with ExitStack() as stack:
         folders = {axis: stack.enter_context(linked_sets(repo, house)) for axis, house in houses.items()}
         labels = read_labels(repo / houses["object"].labels)
         known = {axis: usable(folder, axis) for axis, folder in folders.items()}
-        requests = draw(labels, known, counts, seed)
-        wanted = tuple(own for own in requests if own.kind != "family" or len(own.targets) in sizes)
-        yield World(repo, houses, folders), wanted
+        yield World(repo, houses, folders), draw(labels, known, counts, seed, sizes)
 
 
 @dataclass(frozen=True, eq=False)
