@@ -4,6 +4,10 @@ Requests are drawn by seed, never picked; each goes the way of `bench.survey`: r
 real gates, nothing registered.  Rows are appended to OUT/rows.jsonl as they come, and the same command
 continues where it ended; summary.json, table.md and the figures are written anew from all rows asked for.
 
+    --contenders FILE                    those of a YAML file instead, label: {name: ..., options: ...}
+    --forget-at K --forget-target P      another stop for all: at most P of each concept's search items may
+                                         have it among the first K (where P is below one item, none)
+    --family-sizes 9-15                  of the families drawn those with so many concepts
     --audits probe,retrieval,relearn:4   audits to run, `:N` on the first N requests of each kind only
     --model real-clip                    the second reference model, or a model folder; its own --out
     --seeds DIR DIR                      the headline rows on models of other training seeds too, as
@@ -27,15 +31,15 @@ from typing import Any
 from bench.case import Settings
 from bench.compare_plots import plots
 from bench.compare_table import page
-from bench.contenders import HEADLINES, table
+from bench.contenders import HEADLINES, Stop, read_table, table
 from bench.gold import prepare_union
 from bench.models import add_model_options, base_model, model_folder
 from bench.provenance import provenance
-from bench.requests import Kind
+from bench.requests import FAMILY_SIZES, Kind
 from bench.rows import Row
 from bench.seeds import over_seeds
 from bench.summary import aggregate
-from bench.worklist import Asked, Work, drawn, measure, parse_audits, parse_part, worklist
+from bench.worklist import Asked, Work, drawn, measure, parse_audits, parse_part, parse_sizes, worklist
 from contracts.errors import SluglineError
 from contracts.values import Axis
 from tasks.house import Rules, choose, repository
@@ -54,11 +58,11 @@ def main() -> None:
     picked = tuple(label.strip() for label in options.methods.split(",") if label.strip())
     asked = Asked(
         models={base.label: base.folder, **seeds},
-        table=table(methods.names("clip")),
+        table=read_table(options.contenders) if options.contenders else table(methods.names("clip")),
         picked=picked,
         headlines=picked or HEADLINES,
         seeds=tuple(seeds),
-        forget_at=options.forget_at,
+        stop=Stop(options.forget_at, options.forget_target),
         audits=parse_audits(options.audits, settings),
         settings=settings,
         retrained=options.retrained,
@@ -70,7 +74,7 @@ def main() -> None:
         "style": options.styles,
     }
     houses = base.houses(repo)
-    with drawn(repo, houses, counts, options.seed) as (world, requests):
+    with drawn(repo, houses, counts, options.seed, options.family_sizes) as (world, requests):
         if options.list:
             print(json.dumps({request.name: request.targets for request in requests}, indent=2))
             return
@@ -88,6 +92,7 @@ def main() -> None:
             kind: {"asked": count, "drawn": sum(request.kind == kind for request in requests)}
             for kind, count in counts.items()
         },
+        "family_sizes": [options.family_sizes[0], options.family_sizes[-1]],
         "commits": sorted({row["commit"] for row in found}),
         "rows": len(found),
         "wanted": len(works),
@@ -123,7 +128,10 @@ def _arguments() -> argparse.Namespace:
     for name, count in (("--singles", 20), ("--families", 10), ("--styles", 10), ("--seed", 0)):
         parser.add_argument(name, type=int, default=count)
     parser.add_argument("--methods", default="", help="labels, separated by commas; all if not given")
-    parser.add_argument("--forget-at", type=int, help="the same stop for every request about objects")
+    parser.add_argument("--contenders", type=Path, metavar="FILE")
+    parser.add_argument("--forget-at", type=int, metavar="K")
+    parser.add_argument("--forget-target", type=float, metavar="P")
+    parser.add_argument("--family-sizes", type=parse_sizes, default=FAMILY_SIZES, metavar="I-N")
     parser.add_argument("--audits", default=DEFAULT_AUDITS, help="see above, or none")
     parser.add_argument("--seeds", type=Path, nargs="+", default=[], metavar="DIR")
     parser.add_argument("--retrained", type=Path, metavar="DIR")

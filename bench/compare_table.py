@@ -38,23 +38,27 @@ def _head(result: Mapping[str, Any]) -> Iterator[str]:
         f"measured at commit {', '.join(result['commits'])}; {versions}."
     )
     yield ""
+    low, high = result["family_sizes"]
     drawn = "; ".join(_drawn(kind, **count) for kind, count in result["requests"].items())
-    yield f"Requests drawn by seed {result['asked']['seed']}: {drawn}."
+    seed = result["asked"]["seed"]
+    yield f"Requests drawn by seed {seed}: {drawn}. Families have {low} to {high} concepts."
     yield f"Rows: {result['rows']} of {result['wanted']}."
     if result["rows"] < result["wanted"]:
         yield "**The run is not finished: run the same command again to continue it.**"
     yield ""
     yield (
-        "Median over requests unless said; rates on the held-out hands; TA losses in points, paired on the "
-        "same items. passed/failed/undecided: verdicts of the gates. `stop`: the search split's FA@k that "
-        f"had to reach 0. **Bold**: best among contenders that pass the erasure gates for {ERASES:.0%} of "
-        "the decided requests or more (a method that changes nothing loses nothing). CPU seconds: profile "
-        "and edit, nothing kept from earlier requests."
+        "Median over requests unless said; rates on held-out drawings, but for styles by hands that no "
+        "model was trained on; TA losses in points, paired on the same items, of all known concepts that are "
+        "not asked for: the retain set shows every one of them, so no column is about concepts it leaves "
+        "out. passed/failed/undecided: verdicts of the gates. `stop`: the search split's FA@k that had to "
+        "reach 0, or the share beside it. **Bold**: best among contenders that pass the erasure gates for "
+        f"{ERASES:.0%} of the decided requests or more (a method that changes nothing loses nothing). CPU "
+        "seconds: profile and edit, nothing kept from earlier requests."
     )
 
 
 def _drawn(kind: str, asked: int, drawn: int) -> str:
-    short = f" (of {asked} asked: there are no more)" if drawn < asked else ""
+    short = f" (of {asked} asked: no more fit)" if drawn < asked else ""
     return f"{TITLES[kind].lower()} {drawn}{short}"
 
 
@@ -102,7 +106,6 @@ def _table(contenders: Mapping[str, Summary], house: str | None) -> Iterator[str
     yield "|" + "---|" * (len(heads) + len(columns))
     for label, own in contenders.items():
         named = f"`{label}`" + (" (house default)" if label == house else "")
-        stop = "" if own["stop"] is None else f"top {own['stop']}"
         verdicts = "/".join(str(own["verdicts"][verdict]) for verdict in VERDICTS)
         cells = [
             _cell(name, own["figures"].get(name), own["counts"].get(name), own["n"], label in winners[name])
@@ -110,7 +113,7 @@ def _table(contenders: Mapping[str, Summary], house: str | None) -> Iterator[str
         ]
         if gold:
             cells.insert(0, ", ".join(f"{used}: {n}" for used, n in own["retrained"].items()) or "–")
-        yield f"| {named} | {stop} | {own['n']} | {verdicts} | " + " | ".join(cells) + " |"
+        yield f"| {named} | {own['stop']} | {own['n']} | {verdicts} | " + " | ".join(cells) + " |"
 
 
 def _cell(column: str, value: float | None, count: float | None, n: int, wins: bool) -> str:

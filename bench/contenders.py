@@ -5,11 +5,13 @@ same budget.  `forget_at` stands in the table: the methods by themselves stop at
 both towers; variants that edit the text tower stop at 20, because out of the top 5 on the search hand is
 not yet out of the top 5 on unseen ones (`uce`, which leads a name all the way, stops at 5).  So that the
 stop decides nothing between methods, the baselines stand in the table with that stop and tower too.  On
-the axis of styles everybody stops where the house does: there are eight classes.
+the axis of styles everybody stops where the house does: there are eight classes.  Another stop for all of
+them can be asked for (`Stop`), and other contenders can be read from a file (`read_table`).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from contracts.canonical import digest, from_plain
@@ -22,6 +24,7 @@ VISION: Mapping[str, Any] = {"towers": ["vision"], "forget_at": 5}
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "slug text": {"name": "slug", **TEXT},
+    "slug vision": {"name": "slug", **VISION},
     "slug-preconditioned text": {"name": "slug-preconditioned", **TEXT},
     "slug-preconditioned vision": {"name": "slug-preconditioned", **VISION},
     "erase-linear text": {"name": "erase-linear", **TEXT},
@@ -59,9 +62,53 @@ class Contender:
         return digest(self.method)
 
 
+@dataclass(frozen=True)
+class Stop:
+    """Where everybody's search may end, whatever the table says.
+
+    at: FA@`at` on the search split has to come down; None leaves the contender's own.
+    share: to at most that share of each concept's items; None leaves the contender's own.
+    """
+
+    at: int | None = None
+    share: float | None = None
+
+    def of(self, method: Method) -> Method:
+        """The method with this stop, also where a part of it has one of its own."""
+        if self.at is not None:
+            options = {
+                name: {key: told for key, told in value.items() if key != "forget_at"}
+                if isinstance(value, Mapping)
+                else value
+                for name, value in method.options.items()
+            }
+            method = replace(method, forget_at=self.at, options=options)
+        return method if self.share is None else replace(method, forget_target=self.share)
+
+
 def table(names: Sequence[str]) -> dict[str, Method]:
     """Label -> method for requests about objects: `names` by themselves, then the variants."""
-    told = {**{name: {"name": name} for name in names}, **VARIANTS}
+    return _methods({**{name: {"name": name} for name in names}, **VARIANTS})
+
+
+def read_table(path: Path) -> dict[str, Method]:
+    """Label -> method from a YAML file written like `VARIANTS`.
+
+    Raises:
+        InputError: it cannot be read, is no mapping of mappings, or a method has no such field.
+    """
+    import yaml
+
+    try:
+        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as YAML: {type(error).__name__}") from None
+    if not (isinstance(told, dict) and all(isinstance(own, dict) for own in told.values())):
+        raise InputError(f"{path} must map labels to what is said of a method")
+    return _methods(told)
+
+
+def _methods(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Method]:
     return {label: from_plain(Method, {**COMMON, **overrides}) for label, overrides in told.items()}
 
 
@@ -71,7 +118,7 @@ def fitting(known: Mapping[str, Method], house: Method) -> dict[str, Method]:
 
 
 def contenders(
-    known: Mapping[str, Method], picked: Sequence[str], axis: Axis, stops: Mapping[Axis, int | None]
+    known: Mapping[str, Method], picked: Sequence[str], axis: Axis, stops: Mapping[Axis, Stop]
 ) -> list[Contender]:
     """The picked contenders (all if none is named) as they treat a request on that axis.
 
@@ -79,7 +126,7 @@ def contenders(
         known: see `table`.
         picked: labels.
         axis: of the request.
-        stops: `forget_at` that everybody gets on an axis; None leaves what the table says.
+        stops: what everybody gets on an axis.
 
     Raises:
         InputError: a label is unknown.
@@ -87,20 +134,4 @@ def contenders(
     unknown = [label for label in picked if label not in known]
     if unknown:
         raise InputError(f"unknown contender {unknown[0]!r}; there are {', '.join(known)}")
-    stop = stops[axis]
-    chosen = {label: known[label] for label in picked or known}
-    return [
-        Contender(label, method if stop is None else _stopping_at(method, stop))
-        for label, method in chosen.items()
-    ]
-
-
-def _stopping_at(method: Method, stop: int) -> Method:
-    """The method with that stop, also where a part of it has one of its own."""
-    options = {
-        name: {key: told for key, told in value.items() if key != "forget_at"}
-        if isinstance(value, Mapping)
-        else value
-        for name, value in method.options.items()
-    }
-    return replace(method, forget_at=stop, options=options)
+    return [Contender(label, stops[axis].of(known[label])) for label in picked or known]

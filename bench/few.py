@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bench.case import Case, Settings
-from bench.contenders import Contender, contenders, fitting, table
+from bench.contenders import Contender, Stop, contenders, fitting, table
 from bench.models import Base, add_model_options, base_model
 from bench.provenance import provenance
 from bench.rows import Row
@@ -46,7 +46,7 @@ def main() -> None:
     base = base_model(repository(), options.model, options.rules)
     counts = sorted({int(n) for n in options.counts.split(",")})
     known = fitting(table(methods.names("clip")), choose(base.houses(repository())["object"], {}).method)
-    asked = contenders(known, options.methods.split(","), "object", {"object": None, "style": None})
+    asked = contenders(known, options.methods.split(","), "object", {"object": Stop()})
     rows = list(few(base, asked, counts, options.singles, options.seed, options.threads))
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for label, n in sorted({(row["label"], row["images"]) for row in rows}):

@@ -1,12 +1,13 @@
-"""Which layer?  The preconditioned step in every layer, each by itself.  `python -m bench.layers --json`
+"""Which layer?  One method in every layer it can edit, each by itself.  `python -m bench.layers --json`
 
-For every request (drawn by seed, as `bench.compare` does) and every matrix of both towers the step is
+For every request (drawn by seed, as `bench.compare` does) and every such matrix of both towers the change is
 searched in that layer alone, judged by the gates on the holdout hands and audited: what it costs to find,
 what it costs in accuracy, what a probe still finds, what fine-tuning on the retain set brings back.
 
-    rule    what the method itself would search: of each tower the projection, and the layers with the
-            highest predicted gain per disturbance
-    --part 1/2    every second request: several processes may share one OUT
+    --method slug-preconditioned   the step, in every matrix
+    --method erase-linear          the erasure, in every layer it can be folded into
+    rule                           what the method itself would search of a tower; see its docstring
+    --part 1/2                     every second request: several processes may share one OUT
 
 Rows are appended to OUT/rows.jsonl; the same command continues where it ended.  summary.json, table.md and
 layers.svg are written anew from all rows asked for.
@@ -15,12 +16,12 @@ layers.svg are written anew from all rows asked for.
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.case import Settings
-from bench.contenders import COMMON, TEXT, VISION
+from bench.contenders import COMMON, TEXT, VISION, Stop
 from bench.models import add_model_options, base_model
 from bench.provenance import provenance
 from bench.requests import Kind
@@ -33,24 +34,36 @@ from contracts.values import Method
 from report.plots import theme
 from tasks.house import repository
 from unlearning.families.clip import ClipModel, tower_of
+from unlearning.linear_layers import linear_layers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-METHOD = "slug-preconditioned"
+
+def _matrices(model: ClipModel) -> list[str]:
+    return [candidate.name for candidate in model.candidates() if len(candidate.shape) > 1]
+
+
+def _foldable(model: ClipModel) -> list[str]:
+    return [layer.weight for layer in linear_layers(model)]
+
+
+# Methods with an option `layer`, and the weights it may name.
+LAYERS_OF: Mapping[str, Callable[[ClipModel], list[str]]] = {
+    "slug-preconditioned": _matrices,
+    "erase-linear": _foldable,
+}
 AUDITS = "probe,relearn"
 RULE = {"text": "the rule, text", "vision": "the rule, vision"}
 FIGURES = ("fa1", "fa5", "ta1_drop", "neighbours_drop", "caught", "relearned", "cpu_seconds")
 
 
-def layer_table(model: ClipModel) -> dict[str, Method]:
-    """Label -> method: the rule in either tower, then every matrix by itself, in the order of the towers."""
+def layer_table(model: ClipModel, name: str) -> dict[str, Method]:
+    """Label -> method: the rule in either tower, then every layer that the method can edit by itself."""
     of_tower = {"text": TEXT, "vision": VISION}
-    found = {RULE[tower]: {"name": METHOD, **told} for tower, told in of_tower.items()}
-    for candidate in model.candidates():
-        if len(candidate.shape) > 1:
-            own = {"name": METHOD, **of_tower[candidate.tower], "options": {"layer": candidate.name}}
-            found[candidate.name] = own
+    found = {RULE[tower]: {"name": name, **told} for tower, told in of_tower.items()}
+    for layer in LAYERS_OF[name](model):
+        found[layer] = {"name": name, **of_tower[tower_of(layer)], "options": {"layer": layer}}
     return {label: from_plain(Method, {**COMMON, **told}) for label, told in found.items()}
 
 
@@ -62,11 +75,11 @@ def main() -> None:
     model = base.load()
     asked = Asked(
         models={base.label: base.folder},
-        table=layer_table(model),
+        table=layer_table(model, options.method),
         picked=(),
         headlines=(),
         seeds=(),
-        forget_at=None,
+        stop=Stop(),
         audits=parse_audits(options.audits, settings),
         settings=settings,
         retrained=None,
@@ -81,6 +94,7 @@ def main() -> None:
     labels = [label for label in by_depth(model, asked.table) if label in there]
     result = {
         "provenance": provenance("bench.layers"),
+        "method": options.method,
         "model": base.label,
         "requests": sorted({row["request"] for row in found}),
         "layers": {label: summarise([r for r in found if r["label"] == label]) for label in labels},
@@ -107,7 +121,7 @@ def by_depth(model: ClipModel, table: Mapping[str, Method]) -> list[str]:
 def page(result: Mapping[str, Any]) -> str:
     """The figures as a markdown page."""
     lines = [
-        "# The preconditioned step in every layer",
+        f"# `{result['method']}` in every layer it can edit",
         "",
         f"    {result['provenance']['command']}",
         "",
@@ -149,6 +163,7 @@ def _arguments() -> argparse.Namespace:
     add_model_options(parser)
     for name, count in (("--singles", 4), ("--families", 2), ("--seed", 0), ("--threads", 1)):
         parser.add_argument(name, type=int, default=count)
+    parser.add_argument("--method", choices=tuple(LAYERS_OF), default="slug-preconditioned")
     parser.add_argument("--audits", default=AUDITS, help="as in bench.compare, or none")
     parser.add_argument("--out", type=Path, default=Path("bench/results/layers"))
     parser.add_argument("--limit-seconds", type=float, help="begin no row after that")

@@ -1,6 +1,6 @@
 """Requests drawn by seed, never picked, and what each of them is treated with."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,11 @@ class Request:
 
 
 def draw(
-    labels: "pd.DataFrame", usable: Mapping[Axis, frozenset[str]], counts: Mapping[Kind, int], seed: int
+    labels: "pd.DataFrame",
+    usable: Mapping[Axis, frozenset[str]],
+    counts: Mapping[Kind, int],
+    seed: int,
+    sizes: Container[int] = FAMILY_SIZES,
 ) -> tuple[Request, ...]:
     """Distinct requests of every kind, as many as asked or as there are.
 
@@ -59,13 +63,15 @@ def draw(
         usable: the ids that can be requested, by axis (`usable`).
         counts: how many of each kind.
         seed: of the draw.
+        sizes: of the families that are drawn, those with another number of concepts are left out.
     """
     places: list[tuple[float, Request]] = []
     for kind, count in counts.items():
         pool = [Request(kind, targets) for targets in sorted(_pool(labels, usable[AXIS_OF[kind]], kind))]
         order = np.random.default_rng([seed, KINDS.index(kind)]).permutation(len(pool))[:count]
         places += [((place + 0.5) / len(order), pool[i]) for place, i in enumerate(order)]
-    return tuple(request for _, request in sorted(places, key=lambda each: each[0]))
+    requests = [request for _, request in sorted(places, key=lambda each: each[0])]
+    return tuple(own for own in requests if own.kind != "family" or len(own.targets) in sizes)
 
 
 def _pool(labels: "pd.DataFrame", usable: frozenset[str], kind: Kind) -> list[tuple[str, ...]]:

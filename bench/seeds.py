@@ -9,7 +9,7 @@ from bench.requests import KINDS
 from bench.rows import Row
 from bench.summary import COLUMNS, shown, summarise
 
-FIGURES = ("fa1", "fa5", "ta1_drop", "ta5_drop", "neighbours_drop", "worst_neighbour", "unseen_drop")
+FIGURES = ("fa1", "fa5", "ta1_drop", "ta5_drop", "neighbours_drop", "worst_neighbour")
 
 Summary = dict[str, Any]
 

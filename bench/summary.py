@@ -60,12 +60,6 @@ _NEAR = at("drops", "neighbours.ta1", "estimate")
 _WORST_NEAR = at("drops", "neighbours.worst.ta1", "estimate")
 
 
-def _unseen(row: Row) -> float | None:
-    """Points of accuracy lost on concepts that the model was never trained on."""
-    before, after = (at("rates", "control.fa1", state, "estimate")(row) for state in ("before", "after"))
-    return None if before is None or after is None else before - after
-
-
 COLUMNS: Mapping[str, Column] = {
     "fa1": Column("FA@1", _FA1),
     "fa1_worst": Column("worst", _FA1, _worst),
@@ -76,7 +70,6 @@ COLUMNS: Mapping[str, Column] = {
     "neighbours_drop": Column("neighbours lost", _NEAR, shown="points"),
     "worst_neighbour": Column("worst one lost", _WORST_NEAR, shown="points"),
     "cross_drop": Column("other axis lost", at("drops", "cross.ta1", "estimate"), shown="points"),
-    "unseen_drop": Column("unseen lost", _unseen, shown="points"),
     "probe": Column("probe AUC", at("audits", "probe", "after", "auc"), best="half", shown="share"),
     "caught": Column("probe finds", at("audits", "probe", "after", "caught", "estimate")),
     "kernel": Column("kernel AUC", at("audits", "kernel", "after", "auc"), best="half", shown="share"),
@@ -142,12 +135,20 @@ def summarise(rows: Sequence[Row]) -> Summary:
         "errors": dict(errors),
         "erased": sum(row["erased"] for row in done),
         "reached_target": sum(bool(row.get("reached_target")) for row in done),
-        "stop": rows[0]["method"]["forget_at"] if rows[0]["method"] else None,
+        "stop": _stop(rows[0]["method"]),
         "towers": rows[0]["method"]["towers"] if rows[0]["method"] else [],
         "figures": _values({name: (column.read, column.over) for name, column in COLUMNS.items()}, done),
         "retrained": dict(Counter(row["retrained"] for row in done if row.get("retrained"))),
         "counts": _values({name: (column.read, _count) for name, column in COLUMNS.items()}, done),
     }
+
+
+def _stop(method: Mapping[str, Any] | None) -> str:
+    """Where the search may end, as tables print it; nothing for the retrained model."""
+    if method is None:
+        return ""
+    share = f", {method['forget_target']:.0%}" if method["forget_target"] else ""
+    return f"top {method['forget_at']}{share}"
 
 
 def _count(values: Sequence[float]) -> float:

@@ -1,7 +1,7 @@
 """Which rows are asked for, and measuring those that are missing."""
 
 from argparse import ArgumentTypeError
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from bench.audits import AUDITS
 from bench.case import Case, Settings
-from bench.contenders import RETRAINED, Contender, contenders, fitting
+from bench.contenders import RETRAINED, Contender, Stop, contenders, fitting
 from bench.gold import Gold, find
 from bench.provenance import commit
-from bench.requests import KINDS, Kind, Request, draw, linked_sets, usable
+from bench.requests import FAMILY_SIZES, KINDS, Kind, Request, draw, linked_sets, usable
 from bench.rows import Row, Rows, row_key
 from bench.trial import trial
 from contracts.canonical import file_sha256
@@ -41,7 +41,7 @@ class Asked:
         picked: labels of the contenders; none means all.
         headlines: the same for models of other training seeds.
         seeds: names of those models.
-        forget_at: one stop for every request about objects; None leaves what `bench.contenders` says.
+        stop: of every request about objects.
         audits: which, how often, and how.
         settings: of the audits.
         retrained: folder with models that never saw the forget set (`bench.gold`).
@@ -53,7 +53,7 @@ class Asked:
     picked: tuple[str, ...]
     headlines: tuple[str, ...]
     seeds: tuple[str, ...]
-    forget_at: int | None
+    stop: Stop
     audits: Audits
     settings: Settings
     retrained: Path | None
@@ -71,14 +71,18 @@ class World:
 
 @contextmanager
 def drawn(
-    repo: Path, houses: Mapping[Axis, Rules], counts: Mapping[Kind, int], seed: int
+    repo: Path,
+    houses: Mapping[Axis, Rules],
+    counts: Mapping[Kind, int],
+    seed: int,
+    sizes: Container[int] = FAMILY_SIZES,
 ) -> Iterator[tuple[World, tuple[Request, ...]]]:
     """The sets of every axis, linked while inside, and the requests that a seed draws (`requests.draw`)."""
     with ExitStack() as stack:
         folders = {axis: stack.enter_context(linked_sets(repo, house)) for axis, house in houses.items()}
         labels = read_labels(repo / houses["object"].labels)
         known = {axis: usable(folder, axis) for axis, folder in folders.items()}
-        yield World(repo, houses, folders), draw(labels, known, counts, seed)
+        yield World(repo, houses, folders), draw(labels, known, counts, seed, sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +116,14 @@ def parse_part(text: str) -> tuple[int, int]:
     return int(i), int(n)
 
 
+def parse_sizes(text: str) -> range:
+    """`9-15` as 9, 10, ..., 15."""
+    low, _, high = text.partition("-")
+    if not (low.isdecimal() and high.isdecimal() and int(low) <= int(high)):
+        raise ArgumentTypeError(f"expected I-N with I <= N, got {text!r}")
+    return range(int(low), int(high) + 1)
+
+
 def parse_audits(text: str, settings: Settings) -> Audits:
     """`probe,relearn:4` or `none` as audits.
 
@@ -136,10 +148,7 @@ def worklist(asked: Asked, requests: Sequence[Request], houses: Mapping[Axis, Ru
         OSError: a model's weights cannot be read.
     """
     own = {axis: choose(house, {}).method for axis, house in houses.items()}
-    stops: dict[Axis, int | None] = {
-        "object": asked.forget_at,
-        "style": own["style"].forget_at,
-    }
+    stops: dict[Axis, Stop] = {"object": asked.stop, "style": Stop(own["style"].forget_at)}
     works: list[Work] = []
     for name, folder in asked.models.items():
         weights = file_sha256(folder / WEIGHTS)

@@ -21,7 +21,7 @@ def row(label: str, number: int, fa1: float = 0.0, drop: float = 0.01, **changes
         "request": f"single-{number}",
         "kind": "single",
         "label": label,
-        "method": {"forget_at": 5, "towers": ["text"]},
+        "method": {"forget_at": 5, "forget_target": 0.0, "towers": ["text"]},
         "error": None,
         "verdict": "passed" if fa1 < 0.1 and drop < 0.05 else "failed",
         "erased": fa1 < 0.1,
@@ -104,6 +104,7 @@ def told(rows: list[dict[str, Any]], wanted: int, models: Sequence[str] = ("refe
             "settings": {"relearn_steps": 50, "relearn_rate": 1e-4, "relearn_batch": 32},
         },
         "requests": {"single": {"asked": 4, "drawn": 4}, "style": {"asked": 10, "drawn": 6}},
+        "family_sizes": [3, 15],
         "commits": ["0" * 40],
         "rows": len(rows),
         "wanted": wanted,
@@ -121,8 +122,13 @@ def test_the_page_marks_the_best_and_names_what_is_better_than_the_default(
     assert "**0.2 (n=3)**" in text  # the rival's loss, over three of its four requests
     assert "- TA@1 lost (1.5): `rival` 0.2" in text
     assert "- `rival`: 1 x ModelError" in text
-    assert "styles 6 (of 10 asked: there are no more)" in text
+    assert "styles 6 (of 10 asked: no more fit)" in text
     assert "not finished" not in text
+
+
+def test_a_stop_that_lets_a_share_stay_says_so() -> None:
+    eased = row("eased", 0, method={"forget_at": 1, "forget_target": 0.02, "towers": ["text"]})
+    assert "| `eased` | top 1, 2% | 1 |" in page(told([eased], 1))
 
 
 def test_an_unfinished_run_says_so(rows: list[dict[str, Any]]) -> None:

@@ -1,13 +1,15 @@
 """Every method is compared, told something it accepts, and stopped as the table says."""
 
+from pathlib import Path
+
 import pytest
 
-from bench.contenders import contenders, table
+from bench.contenders import COMMON, Stop, contenders, read_table, table
 from contracts.errors import InputError
 from contracts.values import Axis, Method
 from unlearning import methods
 
-STOPS: dict[Axis, int | None] = {"object": None, "style": 1}
+STOPS: dict[Axis, Stop] = {"object": Stop(), "style": Stop(at=1)}
 
 
 @pytest.fixture
@@ -44,8 +46,38 @@ def test_on_styles_everybody_stops_where_the_house_does(known: dict[str, Method]
 
 
 def test_one_stop_for_all_can_be_asked_for(known: dict[str, Method]) -> None:
-    found = contenders(known, (), "object", {**STOPS, "object": 10})
-    assert {c.method.forget_at for c in found if c.method} == {10}
+    found = contenders(known, (), "object", {**STOPS, "object": Stop(at=10, share=0.02)})
+    assert {(c.method.forget_at, c.method.forget_target) for c in found if c.method} == {(10, 0.02)}
+
+
+def test_a_share_alone_leaves_everybodys_own_place_in_the_ranking(known: dict[str, Method]) -> None:
+    found = contenders(known, (), "object", {**STOPS, "object": Stop(share=0.02)})
+    own = {c.label: c.method for c in found if c.method}
+    assert {method.forget_target for method in own.values()} == {0.02}
+    assert {label: method.forget_at for label, method in own.items()} == {
+        label: method.forget_at for label, method in known.items()
+    }
+    assert own["per-tower step"].options == known["per-tower step"].options
+
+
+def test_contenders_are_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "contenders.yaml"
+    file.write_text("damped: {name: slug-preconditioned, towers: [text], options: {epsilon: 0.1}}\n")
+    (method,) = read_table(file).values()
+    assert (method.name, method.towers, method.options) == (
+        "slug-preconditioned",
+        ("text",),
+        {"epsilon": 0.1},
+    )
+    assert method.micro_batch == COMMON["micro_batch"]
+
+
+@pytest.mark.parametrize("text", ["- slug\n", "slug: 5\n", "slug: {nam: slug}\n", "slug: {"])
+def test_a_file_that_tells_no_methods_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "contenders.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError):
+        read_table(file)
 
 
 def test_only_the_picked_run_and_an_unknown_one_is_refused(known: dict[str, Method]) -> None:

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from bench.requests import KINDS, Kind, Request, draw
+from bench.requests import FAMILY_SIZES, KINDS, Kind, Request, draw
 from contracts.values import Axis
 
 SIZES = {"pair": 2, "drinks": 3, "tools": 7, "birds": 15, "crowd": 16}
@@ -16,13 +16,15 @@ def labels() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["id", "axis", "family"])
 
 
-def drawn(labels: pd.DataFrame, seed: int = 0, **counts: int) -> tuple[Request, ...]:
+def drawn(
+    labels: pd.DataFrame, seed: int = 0, sizes: range = FAMILY_SIZES, **counts: int
+) -> tuple[Request, ...]:
     usable: dict[Axis, frozenset[str]] = {
         "object": frozenset(labels.loc[labels["axis"] == "object", "id"]),
         "style": frozenset(labels.loc[labels["axis"] == "style", "id"]),
     }
     asked: dict[Kind, int] = {kind: counts.get(kind, 0) for kind in KINDS}
-    return draw(labels, usable, asked, seed)
+    return draw(labels, usable, asked, seed, sizes)
 
 
 def test_the_seed_alone_decides(labels: pd.DataFrame) -> None:
@@ -46,6 +48,13 @@ def test_the_count_of_one_kind_does_not_move_another(labels: pd.DataFrame) -> No
 def test_families_are_whole_and_neither_tiny_nor_large(labels: pd.DataFrame) -> None:
     families = drawn(labels, family=10)
     assert sorted(len(request.targets) for request in families) == [3, 7, 15]
+
+
+def test_families_can_be_picked_by_size_among_the_same_that_are_drawn(labels: pd.DataFrame) -> None:
+    both = drawn(labels, single=2, family=2)
+    large = [r for r in both if r.kind == "single" or len(r.targets) > 7]
+    assert len(large) < len(both), "seed 0 draws the family of seven among its first two"
+    assert list(drawn(labels, single=2, family=2, sizes=range(8, 16))) == large
 
 
 def test_a_concept_that_cannot_be_requested_leaves_its_family(labels: pd.DataFrame) -> None:

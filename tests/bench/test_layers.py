@@ -19,7 +19,7 @@ def model(make_model: Callable[..., ClipModel]) -> ClipModel:  # noqa: F811
 
 
 def test_every_matrix_stands_by_itself_beside_the_rules(model: ClipModel) -> None:
-    found = layer_table(model)
+    found = layer_table(model, "slug-preconditioned")
     matrices = [c.name for c in model.candidates() if len(c.shape) > 1]
     assert set(found) == {*RULE.values(), *matrices}
     for label, method in found.items():
@@ -29,8 +29,16 @@ def test_every_matrix_stands_by_itself_beside_the_rules(model: ClipModel) -> Non
     assert all("layer" not in found[rule].options for rule in RULE.values())
 
 
+def test_an_erasure_is_asked_for_only_where_it_can_be_folded_in(model: ClipModel) -> None:
+    found = layer_table(model, "erase-linear")
+    assert {method.name for method in found.values()} == {"erase-linear"}
+    assert "visual.proj" in found
+    assert "visual.transformer.resblocks.0.attn.in_proj_weight" in found
+    assert "visual.conv1.weight" not in found  # overlapping patches are no vectors of their own
+
+
 def test_layers_are_shown_as_their_tower_runs(model: ClipModel) -> None:
-    found = by_depth(model, layer_table(model))
+    found = by_depth(model, layer_table(model, "slug-preconditioned"))
     text = [label for label in found if label not in RULE.values() and tower_of(label) == "text"]
     assert set(found[:2]) == set(RULE.values())
     assert text[0] == "transformer.resblocks.0.attn.in_proj_weight"
@@ -44,7 +52,13 @@ def test_the_page_and_the_figure_show_the_medians() -> None:
     rows += [row("text_projection", n) for n in range(3)]
     labels = ["text_projection", "visual.proj"]
     layers = {label: summarise([r for r in rows if r["label"] == label]) for label in labels}
-    result = {"provenance": {"command": "python -m x"}, "model": "m", "requests": ["a"], "layers": layers}
+    result = {
+        "provenance": {"command": "python -m x"},
+        "method": "x",
+        "model": "m",
+        "requests": ["a"],
+        "layers": layers,
+    }
     (line,) = [line for line in page(result).splitlines() if line.startswith("| `visual.proj`")]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1:4] == ["3", "3", "2"]

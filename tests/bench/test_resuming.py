@@ -1,16 +1,17 @@
 """Rows survive a kill, are not measured twice, and are measured again where more is asked."""
 
 import json
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.case import Settings
-from bench.contenders import table
+from bench.contenders import Stop, table
 from bench.requests import Request
 from bench.rows import Rows, row_key
-from bench.worklist import Asked, Work, parse_audits, worklist
+from bench.worklist import Asked, Work, parse_audits, parse_sizes, worklist
 from contracts.errors import InputError
 from tasks.house import Rules
 
@@ -94,7 +95,7 @@ def works(models: dict[str, Path], audits: str = "none", **changes: Any) -> list
             "picked": ("slug", "ccup"),
             "headlines": ("slug",),
             "seeds": (),
-            "forget_at": None,
+            "stop": Stop(),
             "audits": parse_audits(audits, settings),
             "settings": settings,
             "retrained": None,
@@ -109,6 +110,13 @@ def works(models: dict[str, Path], audits: str = "none", **changes: Any) -> list
 def test_one_row_for_every_model_request_and_contender(models: dict[str, Path]) -> None:
     found = works(models)
     assert len({work.key for work in found}) == len(found) == 2 * 3 * 2
+
+
+def test_sizes_are_a_range_with_both_ends() -> None:
+    assert list(parse_sizes("9-11")) == [9, 10, 11]
+    for text in ("9", "11-9", "a-b", "-3"):
+        with pytest.raises(ArgumentTypeError):
+            parse_sizes(text)
 
 
 def test_an_audit_can_be_limited_to_the_first_requests_of_each_kind(models: dict[str, Path]) -> None:
