@@ -9,6 +9,7 @@ UNet itself.
     "neutral"    L_f = - mean |e(x_t, c) - e_0(x_t, c_0)|^2,  e_0 and the neutral caption c_0 as they were.
                  Ascending it leads the concept's caption to be read as the neutral one (the goal of
                  concept ablation, arXiv 2303.13516).  It has a maximum, 0, where the concept is gone.
+                 After steps in the UNet itself e_0 is the UNet of the moment; in text towers it stays.
     "denoising"  L_f = mean |e(x_t, c) - e|^2, the loss on the forget set, as gradient ascent does.
 
 The first is the default, because the second has no gradient to speak of in a well-trained model: its
@@ -159,7 +160,7 @@ def forget_loss(
     draws: Draws,
     micro_batch: int,
 ) -> float:
-    """L_f at the present weights; with a `goal` taken at the original ones, how far an edit has come.
+    """L_f at the present weights; with a `goal` taken at the original ones, how far a text tower has come.
 
     Raises:
         InputError: see `forget_gradient`.

@@ -35,8 +35,8 @@ def _bytes(values: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 @cache
-def trained_weights() -> dict[str, torch.Tensor]:
-    model = RestorationModel.initial("promptir", SIZES["promptir"], 0)
+def trained_weights(architecture: str) -> dict[str, torch.Tensor]:
+    model = RestorationModel.initial(architecture, SIZES[architecture], 0)
     shown = pairs(24, seed=1)
     degraded, clean = model.preprocess(shown.degraded), model.preprocess(shown.clean)
     model.net.requires_grad_(True)
@@ -51,11 +51,11 @@ def trained_weights() -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.net.state_dict().items()}
 
 
-def trained() -> RestorationModel:
+def trained(architecture: str = "promptir") -> RestorationModel:
     """A model of its own each time."""
     with torch.random.fork_rng():
-        config = RestorationModel.initial("promptir", SIZES["promptir"], 0).config
-    return RestorationModel(config, trained_weights())
+        config = RestorationModel.initial(architecture, SIZES[architecture], 0).config
+    return RestorationModel(config, trained_weights(architecture))
 
 
 @dataclass(frozen=True)

@@ -89,10 +89,12 @@ class ClipModel:
         """Read a model folder; its digests are the registry's business and not checked here.
 
         Raises:
-            ModelError: a file is missing or unreadable, the family is another one, or the weights
-                do not fit the configuration or are not finite (the message names the tensor).
+            ModelError: a file is missing or unreadable, the family is another one, a field of the
+                configuration is unknown, or the weights do not fit it or are not finite (the message
+                names the field or tensor).
         """
         config = read_config(folder / CONFIG, clip_config.FAMILY)
+        clip_config.check_fields(config)
         weights = read_weights(folder)
         vocabulary, vocabulary_file = None, clip_config.vocabulary_file(config)
         if vocabulary_file is not None:

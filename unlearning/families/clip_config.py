@@ -11,13 +11,28 @@ from torch.nn import functional
 
 from contracts.errors import ModelError
 from unlearning.families import clip_timm_hf
-from unlearning.families.config import section
+from unlearning.families.config import CONFIG, only, section
 
 FAMILY = "clip"
+# What `config.json` may say, and what its parts may; open_clip refuses what it does not know of `model_cfg`.
+FIELDS = ("schema", "family", "architecture", "model_cfg", "preprocess", "tokenizer")
+PREPROCESS_FIELDS = ("size", "mean", "std", "interpolation")
+TOKENIZER_FIELDS = ("kind", "context_length", "vocab")
 # The file that a tokenizer of each kind is read from; "simple" has open_clip's own if none is named.
 VOCABULARIES = {"simple": "bpe.txt.gz", "wordpiece": "tokenizer.json"}
 # These make open_clip build towers of other families, and fetch them by name.
 FOREIGN = ("timm_model_name", "hf_model_name", "hf_tokenizer_name")
+
+
+def check_fields(config: Mapping[str, Any]) -> None:
+    """Every field is known.
+
+    Raises:
+        ModelError: otherwise, or a part is missing; the message names the field.
+    """
+    only(config, FIELDS, CONFIG)
+    only(section(config, "preprocess"), PREPROCESS_FIELDS, "preprocess")
+    only(section(config, "tokenizer"), TOKENIZER_FIELDS, "tokenizer")
 
 
 def build_network(model_cfg: Mapping[str, Any]) -> Any:

@@ -4,7 +4,7 @@ No file is ever unpickled.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,19 @@ def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ModelError(f"the model configuration has no object {name!r}")
     return found
+
+
+def only(found: Any, known: Collection[str], where: str) -> None:
+    """Refuse a part of the configuration that says what nobody would read.
+
+    Raises:
+        ModelError: it is no object, or a field is unknown (the message names it).
+    """
+    if not isinstance(found, Mapping):
+        raise ModelError(f"{where}: expected an object, got {type(found).__name__}")
+    unknown = sorted(set(found) - set(known))
+    if unknown:
+        raise ModelError(f"{where}: unknown field {unknown[0]!r}; known fields are {', '.join(known)}")
 
 
 def check_weights(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:

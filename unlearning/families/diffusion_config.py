@@ -21,7 +21,7 @@ import torch
 
 from contracts.canonical import from_plain
 from contracts.errors import InputError, ModelError
-from unlearning.families.config import section
+from unlearning.families.config import only, section
 
 FAMILY = "diffusion"
 FIELDS = ("schema", "family", "architecture", "clips", "unet", "codec", "scheduler", "sampling")
@@ -51,12 +51,12 @@ def check_config(config: Mapping[str, Any]) -> None:
     Raises:
         ModelError: otherwise; the message names the field.
     """
-    _only(config, FIELDS, "the configuration")
+    only(config, FIELDS, "the configuration")
     clips = config.get("clips")
     if not isinstance(clips, list) or len(clips) not in (1, 2):
         raise ModelError("the configuration needs `clips`, one or two text towers")
     for clip in clips:
-        _only(clip, CLIP_FIELDS, "clips")
+        only(clip, CLIP_FIELDS, "clips")
         section(clip, "model_cfg")
         section(clip, "reads")
     for name in ("unet", "codec", "scheduler", "sampling"):
@@ -128,11 +128,3 @@ def _built(kind: Any, options: Mapping[str, Any], where: str) -> Any:
             return kind(**options)
     except (TypeError, ValueError, RuntimeError, AssertionError, ZeroDivisionError, NotImplementedError):
         raise ModelError(f"{where} is not a configuration of diffusers' {kind.__name__}") from None
-
-
-def _only(found: Any, known: tuple[str, ...], where: str) -> None:
-    if not isinstance(found, Mapping):
-        raise ModelError(f"{where}: expected an object, got {type(found).__name__}")
-    unknown = sorted(set(found) - set(known))
-    if unknown:
-        raise ModelError(f"{where}: unknown field {unknown[0]!r}; known fields are {', '.join(known)}")

@@ -26,13 +26,22 @@ from contracts.values import Tower
 from unlearning.families import CandidateLayer
 from unlearning.families.adair import AdaIR, AdaIRConfig
 from unlearning.families.clip import Images
-from unlearning.families.config import CONFIG, check_weights, read_config, read_weights, section, write_folder
+from unlearning.families.config import (
+    CONFIG,
+    check_weights,
+    only,
+    read_config,
+    read_weights,
+    section,
+    write_folder,
+)
 from unlearning.families.promptir import PromptIR, PromptIRConfig
 from unlearning.families.restoration_blocks import Backbone, BackboneConfig
 from unlearning.families.restoration_stages import Activations, StagedNet
 from unlearning.inplace import requiring_grad
 
 FAMILY = "restoration"
+FIELDS = ("schema", "family", "architecture", "net")
 TOWERS: tuple[Tower, ...] = ("net",)
 
 ARCHITECTURES: Mapping[str, tuple[type[BackboneConfig], Callable[[Any], Backbone]]] = {
@@ -76,10 +85,12 @@ class RestorationModel:
         """Read a model folder; its digests are the registry's business and not checked here.
 
         Raises:
-            ModelError: a file is missing or unreadable, the family is another one, or the weights
-                do not fit the configuration or are not finite (the message names the tensor).
+            ModelError: a file is missing or unreadable, the family is another one, a field of the
+                configuration is unknown, or the weights do not fit it or are not finite (the message
+                names the field or tensor).
         """
         config = read_config(folder / CONFIG, FAMILY)
+        only(config, FIELDS, CONFIG)
         weights = read_weights(folder)
         return cls(config, weights, device)
 
