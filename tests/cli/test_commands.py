@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,10 @@ from cli.main import COMMANDS, LazyCommands
 from cli.main import slugline as group
 from cli.request import parse_options
 from contracts.errors import InputError
+from contracts.values import Method
 from data.layout import concept_id
 from intake.workspace import Workspace
+from tasks.house import choose, rules
 from tests.cli.conftest import Slugline
 from tests.world import FORGET, FORGET_TWO, MODEL, SEEN, TARGET, Done, World
 
@@ -106,6 +109,29 @@ class TestRequests:
         added = json.loads(slugline("request", "add", *given, "--option", "method.forget_at=2", "--json").out)
 
         assert added["options"] == {"method": {"forget_at": 2, "towers": towers, "name": "slug"}}
+
+    @pytest.mark.parametrize(("model", "micro_batch"), [("emoji-clip", 256), ("real-clip", 64)])
+    def test_ask_for_the_papers_method_as_the_readme_says(
+        self, workspace: Workspace, slugline: Slugline, model: str, micro_batch: int
+    ) -> None:
+        readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+        (told,) = re.findall(r"`slugline request add (--method slug [^`]*)`", readme)
+        house = rules(REPOSITORY, model, "object")
+
+        def resulting(*options: str) -> Method:
+            given = ("--model", MODEL, "--forget-set", FORGET, *options)
+            added = json.loads(slugline("request", "add", *given, "--json").out)
+            return choose(house, added["options"]).method
+
+        paper = Method(step_rule="bisection", retain_batch=16, micro_batch=micro_batch)
+        assert (paper.name, paper.towers, paper.forget_at, paper.search_steps) == (
+            "slug",
+            ("vision", "text"),
+            5,
+            10,
+        )
+        assert resulting(*told.split()) == paper
+        assert resulting("--method", "slug") != paper, "the house's towers and stop rule stay"
 
     def test_with_an_unknown_method_are_refused(self, workspace: Workspace, slugline: Slugline) -> None:
         said = slugline("request", "add", "--model", MODEL, "--forget-set", FORGET, "--method", "magic")
