@@ -61,12 +61,12 @@ def test_the_conditioning_follows_every_candidate_at_full_size_and_nothing_else(
     cfg = text_cfg_of({**config, "num_hidden_layers": whole})
     with torch.device("meta"):
         net = TextTower(config["hidden_size"], cfg["text_cfg"], cfg["quick_gelu"])
+    candidates = {c.name for c in read_layers(net, reads)}
     net = net.to_empty(device="cpu").requires_grad_(False)
     net.attn_mask = torch.full((77, 77), -torch.inf).triu(1)  # a buffer that no weights file holds
     draw = torch.Generator().manual_seed(0)
     for weight in net.parameters():
         weight.uniform_(-0.05, 0.05, generator=draw) if weight.ndim > 1 else weight.fill_(0.5)
-    candidates = {c.name for c in read_layers(net, reads)}
     tokens = torch.randint(0, 49405, (1, 77), generator=draw)
     named = dict(net.named_parameters())
     used = [named[layer].requires_grad_() for layer in candidates]
