@@ -15,7 +15,6 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from time import process_time
 from typing import TYPE_CHECKING, Any
@@ -36,7 +35,6 @@ from tasks.plan import read_labels
 from unlearning import methods
 from unlearning.determinism import deterministic
 from unlearning.families.vlm import VlmModel
-from unlearning.families.vlm_request import Objective
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,19 +42,23 @@ if TYPE_CHECKING:
 MODEL = "data/models/vlm"
 RULES = "emoji-vlm"
 HOUSE = "the house's"
-# Label -> what gradients are of, and what replaces the house's method and its options.
-VARIANTS: Mapping[str, tuple[Objective, Mapping[str, Any]]] = {
-    "slug, clip": ("clip", {"name": "slug"}),
-    "slug, answers": ("answers", {"name": "slug"}),
-    "slug-preconditioned, clip": ("clip", {"name": "slug-preconditioned", "options": {"layers": 20}}),
-    "slug-preconditioned, answers": ("answers", {"name": "slug-preconditioned", "options": {"layers": 20}}),
-    "slug-preconditioned, answers, output factor": (
-        "answers",
-        {"name": "slug-preconditioned", "options": {"layers": 20, "output_epsilon": 0.1}},
-    ),
-    HOUSE: ("answers", {}),
-    "scrub, names alone": ("answers", {"name": "scrub", "options": {"features": 0.0, "answers": 0.0}}),
-    "gradient ascent": ("answers", {"name": "gradient-ascent", "options": {"steps": 20}}),
+# Label -> what replaces the house's method and its options.
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "slug, clip": {"name": "slug", "objective": "clip"},
+    "slug, answers": {"name": "slug"},
+    "slug-preconditioned, clip": {
+        "name": "slug-preconditioned",
+        "objective": "clip",
+        "options": {"layers": 20},
+    },
+    "slug-preconditioned, answers": {"name": "slug-preconditioned", "options": {"layers": 20}},
+    "slug-preconditioned, answers, output factor": {
+        "name": "slug-preconditioned",
+        "options": {"layers": 20, "output_epsilon": 0.1},
+    },
+    HOUSE: {},
+    "scrub, names alone": {"name": "scrub", "options": {"features": 0.0, "answers": 0.0}},
+    "gradient ascent": {"name": "gradient-ascent", "options": {"steps": 20}},
 }
 
 
@@ -156,13 +158,13 @@ def forget(
     told: Mapping[str, Any],
 ) -> dict[str, Any]:
     """One request by one method: verdict, gates that were missed, headline figures, and what it took."""
-    objective, changes = VARIANTS[label]
+    changes = VARIANTS[label]
     own = {**house.method, "options": {}} if changes else house.method
     method = from_plain(Method, {**own, **told, **changes})
     plan = plan_for(repo, house, "object", asked.targets, method, threads)
     with deterministic(plan.seed, plan.threads):
         edited = VlmModel.load(folder)
-        request = replace(vlm.request(plan, sets, edited), objective=objective)
+        request = vlm.request(plan, sets, edited)
         began = process_time()
         outcome = methods.unlearn(edited, request, plan.method)
         spent = process_time() - began

@@ -32,8 +32,11 @@ def models() -> None:
 @click.option("--pretrained", help="An open_clip pretrained tag instead; open_clip fetches the file.")
 @click.option(
     "--clip",
+    "clips",
+    multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="With these: model folder of the CLIP whose vision or text tower they have.",
+    help="With these: model folder of the CLIP whose vision or text tower they have; of SDXL one each.  "
+    "Requests can then take gradients of it (--option method.objective=clip).",
 )
 @click.option("--question", help="With a LLaVA: what asks for a name.  [default: for a person's]")
 @click.option(
@@ -46,7 +49,7 @@ def import_(
     architecture: str | None,
     checkpoint: Path | None,
     pretrained: str | None,
-    clip: Path | None,
+    clips: tuple[Path, ...],
     question: str | None,
     receipt: Path | None,
     as_json: bool,
@@ -81,14 +84,16 @@ def import_(
             folder = scratch / "model"
             convert_checkpoint(architecture, checkpoint, pretrained, folder)
         assert folder is not None
-        if is_llava(folder):
-            convert_llava(folder, clip, question, scratch / "llava")
+        if is_llava(folder) and len(clips) < 2:
+            convert_llava(folder, clips[0] if clips else None, question, scratch / "llava")
             folder = scratch / "llava"
         elif is_diffusers(folder) and not question:
-            convert_diffusers(folder, clip, scratch / "diffusion")
+            convert_diffusers(folder, clips, scratch / "diffusion")
             folder = scratch / "diffusion"
-        elif clip or question:
-            raise InputError(f"--clip goes with a LLaVA or a pipeline, --question with a LLaVA: {folder}")
+        elif clips or question:
+            raise InputError(
+                f"--clip goes with a LLaVA (one) or a pipeline, --question with a LLaVA: {folder}"
+            )
         told, version = import_model(workspace, folder, name)
     if receipt is not None:
         receipt.write_text(json.dumps(to_plain(told), indent=2) + "\n", encoding="utf-8")

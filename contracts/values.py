@@ -10,6 +10,7 @@ from contracts.errors import InputError
 Role = Literal["forget", "retain", "search", "holdout", "control", "cross"]
 Axis = Literal["object", "style"]
 Tower = Literal["vision", "text", "net", "unet"]  # "net": a network that is not taken apart
+Objective = Literal["answers", "unet", "clip"]
 Decision = Literal["passed", "failed", "insufficient evidence"]
 OTHER_AXIS: Mapping[Axis, Axis] = {"object": "style", "style": "object"}
 # What a set folder can say of itself; a cross set is the holdout of the axis that is not being edited.
@@ -54,6 +55,8 @@ class Method:
         margin; "bisection" is the paper's doubling and halving on "forgotten or not".
     search_steps: evaluations per layer at most (S of SLUG's algorithm 1).
     search_templates: how many of the axis's templates the search uses; the verdict uses all of them.
+    objective: what gradients are of, where the model's family knows several: a "vlm"'s "answers", a diffusion
+        model's "unet", or of either the "clip" whose tower it has, as in the paper.  None: the family's own.
     options: what only this method knows; the method's own file names them and refuses others.
     """
 
@@ -66,6 +69,7 @@ class Method:
     search_templates: int = 2
     micro_batch: int = 64
     retain_batch: int = 256
+    objective: Objective | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

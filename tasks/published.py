@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,19 +67,20 @@ def is_diffusers(folder: Path) -> bool:
     return (folder / "model_index.json").is_file()
 
 
-def convert_diffusers(source: Path, clip: Path | None, folder: Path) -> None:
+def convert_diffusers(source: Path, clips: Sequence[Path], folder: Path) -> None:
     """Write a Stable Diffusion pipeline of diffusers (1.x, 2.x, XL) as a model folder.
 
     Args:
         source: the pipeline's folder.
-        clip: model folder of the CLIP whose text tower the first one is; without it there are no gradients
-            of the paper's kind.
+        clips: model folders of the CLIPs whose text towers it has, in order; a tower without its own has no
+            gradients of the paper's kind.
         folder: gets the model.
 
     Raises:
-        ModelError: see `unlearning.families.diffusion_hf.from_diffusers`, and of `clip` `ClipModel.load`.
+        InputError: there are more CLIPs than text towers.
+        ModelError: see `unlearning.families.diffusion_hf.from_diffusers`, and of `clips` `ClipModel.load`.
     """
     from unlearning.families.clip import ClipModel
     from unlearning.families.diffusion_hf import from_diffusers
 
-    from_diffusers(source, [] if clip is None else [ClipModel.load(clip)]).save(folder)
+    from_diffusers(source, [ClipModel.load(clip) for clip in clips]).save(folder)

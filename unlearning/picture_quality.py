@@ -1,13 +1,12 @@
-"""How far one set of pictures is from another: FID and KID on the features of a net that ships.
+"""How far one set of pictures is from another: KID on the features of a net that ships.
+
+    KID  unbiased squared maximum mean discrepancy with the kernel (x y / F + 1)^3 (arXiv 1801.01401);
+         may be negative where sets do not differ.
 
 The usual net is an Inception of ImageNet, whose weights are not at hand and which knows little of small
 drawings.  Here features are those of the independent judge (`unlearning.judge`: pooled, before its object
 head), so figures compare models judged by the same net and with nothing that is published elsewhere.
-
-    FID  |m_1 - m_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^1/2), of means and covariances (arXiv 1706.08500).
-         Biased upwards on small sets: compare only equal sizes.
-    KID  unbiased squared maximum mean discrepancy with the kernel (x y / F + 1)^3 (arXiv 1801.01401);
-         may be negative where sets do not differ.
+UnlearnCanvas reports FID, which is biased upwards on sets as small as a verdict's; so it is not here.
 
 Shapes: N and M pictures, F features.
 """
@@ -20,38 +19,11 @@ from contracts.errors import InputError
 Features = NDArray[np.float64]
 
 
-def frechet_distance(first: Features, second: Features) -> float:
-    """FID of features (N, F) and (M, F).
-
-    Raises:
-        InputError: fewer than two rows, different widths, or features that are not finite.
-    """
-    _check(first, second)
-    means = [rows.mean(axis=0) for rows in (first, second)]
-    return frechet_of_gaussians(
-        means[0], np.cov(first, rowvar=False, ddof=1), means[1], np.cov(second, rowvar=False, ddof=1)
-    )
-
-
-def frechet_of_gaussians(m1: Features, s1: Features, m2: Features, s2: Features) -> float:
-    """Squared Fréchet distance of two normal distributions: means (F,), covariances (F, F).
-
-    The trace of (S1 S2)^1/2 is that of (S1^1/2 S2 S1^1/2)^1/2, a symmetric matrix: no complex square
-    root, and rounding below zero is cut off.
-    """
-    s1, s2 = np.atleast_2d(s1), np.atleast_2d(s2)
-    values, vectors = np.linalg.eigh(s1)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    between = np.linalg.eigvalsh(root @ s2 @ root).clip(min=0)
-    distance = np.square(m1 - m2).sum() + np.trace(s1) + np.trace(s2) - 2 * np.sqrt(between).sum()
-    return float(max(distance, 0.0))
-
-
 def kernel_distance(first: Features, second: Features) -> float:
     """KID of features (N, F) and (M, F), over all pairs at once.
 
     Raises:
-        InputError: see `frechet_distance`.
+        InputError: fewer than two rows, different widths, or features that are not finite.
     """
     _check(first, second)
     within = [_kernel(rows, rows) for rows in (first, second)]
@@ -67,7 +39,7 @@ def kernel_distance_shares(first: Features, second: Features) -> Features:
     a difference of two KIDs on pictures of the same prompts gets an interval.  The second set is fixed.
 
     Raises:
-        InputError: see `frechet_distance`; or fewer than three pictures.
+        InputError: see `kernel_distance`; or fewer than three pictures.
     """
     _check(first, second)
     n = len(first)

@@ -140,6 +140,7 @@ def request(plan: Plan, folder: Path, model: DiffusionModel) -> DiffusionRequest
         steps=SEARCH_STEPS,
         class_names=labels.names(plan.axis),
         contexts=_contexts(pd.concat([forget, retain]), plan.axis, labels),
+        objective="clip" if plan.method.objective == "clip" else "unet",
     )
 
 

@@ -1,5 +1,7 @@
 """Vision-language models: what is forgotten is a name, which no answer about its pictures may hold.
 
+Gradients are of answers, or of the matching CLIP if the method's `objective` says so.
+
 Asked is the model's own question for a name.  An answer that contains the name of what is shown counts as
 *named* (`unlearning.naming`); decoding is greedy.  What must stay, beside the names of everything else, are
 answers to questions that ask for no name, about what is kept (the group `cross`): which colour a thing has
@@ -47,7 +49,12 @@ def request(plan: Plan, folder: Path, model: VlmModel) -> VlmRequest:
     if plan.axis != "object":
         raise SetError(f"a vision-language model is asked what a picture shows, not for its {plan.axis}")
     inputs = unlearn_inputs(plan, folder, model.image_size)
-    return VlmRequest(inputs, model.chat.asks, questions=(COLOUR[0], COUNT[0]))
+    return VlmRequest(
+        inputs,
+        model.chat.asks,
+        "clip" if plan.method.objective == "clip" else "answers",
+        questions=(COLOUR[0], COUNT[0]),
+    )
 
 
 def profile_request(run: Run, plan: Plan, model: VlmModel, tell: Tell) -> VlmRequest:

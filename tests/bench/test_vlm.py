@@ -38,7 +38,7 @@ def test_families_do_not_move_the_names(labels: pd.DataFrame) -> None:
 
 
 def test_every_variant_is_told_what_its_method_accepts() -> None:
-    for _, told in VARIANTS.values():
+    for told in VARIANTS.values():
         methods.check(from_plain(Method, {"towers": ["vision"], **told}), n_classes=405, family="vlm")
 
 

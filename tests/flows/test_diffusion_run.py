@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,12 @@ from intake.workspace import Workspace
 from tasks.families import family_tasks, load
 from tasks.families.diffusion import PICTURES
 from tasks.requests import take_in
-from tasks.stores import open_registry
+from tasks.stores import open_ledger, open_registry
 from tests.diffusion_world import FORGET, FORGET_HAND, MODEL, TARGET, make
 from tests.repository import dvc_site
 from tests.unlearning.diffusion_trained import BLOCKS, GROUNDS, UNSEEN_BLOCK, UNSEEN_GROUND
 from tests.world import Done, World, carried_out, work_in
+from unlearning import methods
 from unlearning.drawing import draw
 from unlearning.judge import Judge
 
@@ -174,3 +176,24 @@ def test_a_method_of_another_family_is_refused_at_the_door(
     work_in(monkeypatch, painting, tmp_path / "home")
     with pytest.raises(InputError, match="uce edits models of family clip, this one is of diffusion"):
         take_in(Workspace.open(), MODEL, "object", FORGET, options={"method": {"name": "uce"}})
+
+
+def test_gradients_of_the_matching_clip_can_be_asked_for_where_the_model_has_it(
+    painting: World, workspace: Workspace, painted: Done, tmp_path: Path
+) -> None:
+    told = {"method": {"name": "slug", "objective": "clip"}}
+    with pytest.raises(InputError, match="objective of a model of family diffusion must be of unet, clip"):
+        take_in(workspace, MODEL, "style", FORGET_HAND, options={"method": {"objective": "answers"}})
+    open_ledger(workspace).cancel(take_in(workspace, MODEL, "style", FORGET_HAND, options=told).id)
+    plan = read_statement(parse(Path(painted.result["certificate"]).read_bytes())).plan
+    for role in ("forget", "retain", "search"):
+        source = FORGET if role == "forget" else f"sets/diffusion-{role}"
+        (tmp_path / role).symlink_to(painting.root / source)
+    (tmp_path / "labels").symlink_to(painting.root / "labels")
+    asked = replace(plan, method=replace(plan.method, objective="clip"))
+    model, tasks = load("diffusion", painting.model), family_tasks("diffusion")
+    assert tasks.request(plan, tmp_path, model).objective == "unet"
+    request = tasks.request(asked, tmp_path, model)
+    assert request.objective == "clip"
+    with pytest.raises(InputError, match="the model has no matching CLIP: import it with --clip"):
+        methods.profile(model, request, replace(asked.method, name="slug"))

@@ -116,6 +116,8 @@ def test_a_control_that_nobody_knows_is_never_named(workspace: Workspace, answer
     [
         ({"name": "uce"}, "uce edits models of family clip"),
         ({"name": "slug", "towers": ["text"]}, "towers must be of vision"),
+        ({"objective": "unet"}, "objective of a model of family vlm must be of answers, clip"),
+        ({"objective": "cosine"}, "objective"),
     ],
 )
 def test_what_cannot_be_edited_is_refused_at_the_door(
@@ -124,6 +126,24 @@ def test_what_cannot_be_edited_is_refused_at_the_door(
     work_in(monkeypatch, answering, tmp_path / "home")
     with pytest.raises(InputError, match=problem):
         take_in(Workspace.open(), MODEL, "object", FORGET, options={"method": method})
+
+
+def test_gradients_are_of_what_the_method_says(
+    answering: World, answered: Done, workspace: Workspace, tmp_path: Path
+) -> None:
+    plan = read_statement(parse(Path(answered.result["certificate"]).read_bytes())).plan
+    for role in ("forget", "retain", "search", "holdout", "control"):
+        (tmp_path / role).symlink_to(answering.root / (FORGET if role == "forget" else f"sets/{role}"))
+    (tmp_path / "labels").symlink_to(answering.root / "labels")
+    model = load("vlm", answering.model)
+    found = {}
+    for objective in (None, "answers", "clip"):
+        asked = replace(plan, method=replace(plan.method, objective=objective))
+        request = family_tasks("vlm").request(asked, tmp_path, model)
+        layers = [candidate.name for candidate in model.candidates()][-2:]
+        found[objective] = request.forget_gradient(model, request.targets, layers, 64)
+    assert all(torch.equal(found[None][layer], grad) for layer, grad in found["answers"].items())
+    assert not any(torch.allclose(found[None][layer], grad) for layer, grad in found["clip"].items())
 
 
 def test_a_hand_is_no_name(answering: World, workspace: Workspace, answered: Done, tmp_path: Path) -> None:

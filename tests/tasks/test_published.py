@@ -48,10 +48,19 @@ def test_a_pipeline_of_diffusers_becomes_a_model_that_can_be_registered(tmp_path
     pipeline(tmp_path, "SD")
     assert is_diffusers(tmp_path / "pipe")
     assert not is_diffusers(tmp_path)
-    convert_diffusers(tmp_path / "pipe", None, tmp_path / "model")
+    convert_diffusers(tmp_path / "pipe", [], tmp_path / "model")
     receipt, version = import_model(Workspace.open(tmp_path / "home", environ={}), tmp_path / "model", "p")
     assert (receipt.family, version) == ("diffusion", "1")
     assert {c.tower for c in load("diffusion", tmp_path / "model").candidates()} == {"text", "unet"}
+
+
+def test_a_pipeline_takes_a_clip_for_each_of_its_text_towers(world: World, tmp_path: Path) -> None:
+    pipeline(tmp_path, "SD")
+    with pytest.raises(InputError, match="2 CLIPs for a pipeline of 1 text tower"):
+        convert_diffusers(tmp_path / "pipe", [world.model, world.model], tmp_path / "model")
+    with pytest.raises(ModelError, match="of the pipeline's text tower is n"):
+        convert_diffusers(tmp_path / "pipe", [world.model], tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_promptir_checkpoint_is_read_at_the_published_size(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from contracts.errors import ModelError
-from contracts.values import Method, Tower
+from contracts.values import Method, Objective, Tower
 
 if TYPE_CHECKING:
     from unlearning.moment_sums import Moments
@@ -64,6 +64,9 @@ class FamilyModule(Protocol):
 
     TOWERS: tuple[Tower, ...]
     """What its models are made of, as far as layers are compared and chosen."""
+
+    OBJECTIVES: tuple[Objective, ...]
+    """What gradients of a request can be of, its own first; none where there is nothing to choose."""
 
     def load(self, folder: Path, device: torch.device | str = "cpu") -> Editable:
         """Read a model folder."""

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from contracts.errors import InputError
-from contracts.values import Tower
+from contracts.values import Objective, Tower
 from unlearning.families import CandidateLayer, clip_config, clip_stages, clip_timm_hf, clip_timm_hf_stages
 from unlearning.families.clip_stages import Batch, StagedTower
 from unlearning.families.config import (
@@ -45,6 +45,7 @@ from unlearning.inplace import requiring_grad
 EXCLUDED = ("bias", "logit_scale", "position", "embedding")
 
 TOWERS: tuple[Tower, ...] = ("vision", "text")
+OBJECTIVES: tuple[Objective, ...] = ()
 
 Images = NDArray[np.uint8] | Tensor
 

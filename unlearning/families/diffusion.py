@@ -2,8 +2,8 @@
 
 SLUG and its kin edit the text towers of such a model (Stable Diffusion 1.5 and 2.1: one; SDXL: two), or
 the matrices through which the UNet reads texts; gradients come from the denoising loss
-(`diffusion_request`).  `model.clip` is the first text tower inside its own CLIP, as `ClipModel`, for the
-paper's way of asking the CLIP instead; it is None where the CLIP's vision tower is not at hand.
+(`diffusion_request`), or, the paper's way, from the CLIP that a text tower was taken from
+(`diffusion_clip`), where the CLIP's vision tower is at hand: `model.clip` is the first one as a `ClipModel`.
 
 A model folder holds `weights.safetensors`, with prefixes `clip.`, `clip2.`, `unet.` and `vae.`,
 `config.json` (`diffusion_config`) and, where the tokenizer is not open_clip's own, `bpe.txt.gz`.
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from contracts.errors import InputError, ModelError
-from contracts.values import Tower
+from contracts.values import Objective, Tower
 from unlearning.families import CandidateLayer, clip_config, diffusion_config
 from unlearning.families.clip import Images
 from unlearning.families.config import (
@@ -44,6 +44,7 @@ CLIPS = ("clip", "clip2")
 VOCABULARY = clip_config.VOCABULARIES["simple"]
 FAMILY = diffusion_config.FAMILY
 TOWERS: tuple[Tower, ...] = ("text", "unet")
+OBJECTIVES: tuple[Objective, ...] = ("unet", "clip")
 # The matrices of a UNet through which texts enter: keys and values of cross-attention (UCE, ESD-x and others
 # edit these), and what makes one embedding of a whole text, where there is such a thing.
 CROSS_ATTENTION = (".attn2.to_k.weight", ".attn2.to_v.weight")

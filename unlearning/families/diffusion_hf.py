@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contracts.errors import ModelError
+from contracts.errors import InputError, ModelError
 from unlearning.families.clip import ClipModel
 from unlearning.families.diffusion import CLIPS, DiffusionModel
 from unlearning.families.diffusion_config import FAMILY, options_of
@@ -60,6 +60,7 @@ def from_diffusers(folder: Path, clips: Sequence[ClipModel | None] = ()) -> Diff
             no gradients of the paper's kind.  Where both have a tensor, the pipeline's is taken.
 
     Raises:
+        InputError: there are more CLIPs than text towers.
         ModelError: a part is missing, is no safetensors file, or of a kind that is not supported; or a
             text tower is not that of its CLIP (the message names the tensor).
     """
@@ -70,11 +71,14 @@ def from_diffusers(folder: Path, clips: Sequence[ClipModel | None] = ()) -> Diff
     if name not in PIPELINES:
         raise ModelError(f"a pipeline of class {name!r} is not supported; {', '.join(PIPELINES)} are")
     is_xl = name == "StableDiffusionXLPipeline"
+    parts = CLIPS[: 2 if is_xl else 1]
+    if len(clips) > len(parts):
+        raise InputError(f"{len(clips)} CLIPs for a pipeline of {len(parts)} text tower{'s' * is_xl}")
     unet = _pretrained(UNet2DConditionModel, folder / "unet")
     vae = _pretrained(AutoencoderKL, folder / "vae")
     entries, vocabularies = [], []
     weights: dict[str, Tensor] = {}
-    for i, part in enumerate(CLIPS[: 2 if is_xl else 1]):
+    for i, part in enumerate(parts):
         entry, own, vocabulary = _text_tower(folder, i, is_xl)
         clip = clips[i] if i < len(clips) else None
         if clip is not None:

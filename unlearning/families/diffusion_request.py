@@ -1,22 +1,27 @@
 """What a text-to-image model is asked to forget: an object or a hand, as drawings with captions.
 
-    forget objective   the concept's captions are to be read as neutral ones (`unlearning.denoising`); without
-                       neutral captions the denoising loss of the concept's own drawings is ascended instead
-    retain objective   the denoising loss of other drawings with their own captions; second moments are over
-                       all token states, which is what the UNet reads, and not the pooled feature alone
+    forget objective   of "unet": the concept's captions are to be read as neutral ones
+                       (`unlearning.denoising`); without neutral captions the denoising loss of the concept's
+                       own drawings is ascended instead.  Of "clip", the paper's: the cosine loss of the CLIP
+                       whose text tower is read (`diffusion_clip`)
+    retain objective   of "unet": the denoising loss of other drawings with their own captions; second moments
+                       are over all token states, which is what the UNet reads, and not the pooled feature
+                       alone.  Of "clip" the contrastive loss
     search split       prompts with seeds.  A picture is drawn, always from the same noise, and *shows* its
                        concept while an independent judge finds it among its first `forget_at` classes; one to
                        keep counts while both thing and hand are named first: the verdict asks for both
 
-The judge owes nothing to the model that is edited.  Nothing of a picture can be kept from before the edited
-stage, as every denoising step reads the text: a view of any stage draws anew.
+Whichever gradients are taken, pictures say how far to go.  The judge owes nothing to the model that is
+edited; the same net, on other prompts, words and noise, gives the verdict (`tasks.families.diffusion`).
+Nothing of a picture can be kept from before the edited stage, as every denoising step reads the text: a view
+of any stage draws anew.
 
 Shapes: N drawings, P prompts, C classes, D classes of the other axis.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,12 +34,14 @@ from unlearning import denoising
 from unlearning.accumulation import Gradients
 from unlearning.denoising import Draws
 from unlearning.drawing import draw
-from unlearning.families import Forgetting, Progress, deciding_margin
+from unlearning.families import Forgetting, Progress, deciding_margin, diffusion_clip
 from unlearning.families.clip import Images
 from unlearning.families.diffusion import DiffusionModel, tower_of
 from unlearning.moment_sums import Moments
 from unlearning.moments_collector import Collector
 from unlearning.retain_statistics import Wanted
+
+Objective = Literal["unet", "clip"]
 
 # Parts of the prompts to keep, after each of which it is asked whether a layer can still be the best.
 LOOKS = 3
@@ -115,7 +122,8 @@ class DiffusionRequest:
         class_ids: C opaque ids of what the judge tells apart on the axis of the request.
         targets: what to forget, as indices into `class_ids`.
         forget: drawings of the targets, captions naming them.
-        neutral: as many captions that name something else; None for ascent on the denoising loss.
+        neutral: as many captions that name something else; None for ascent on the denoising loss.  Of no
+            meaning to the objective "clip".
         retain: drawings of what is kept.
         search: prompts for both.
         judging: what the judge says of pictures.
@@ -123,6 +131,7 @@ class DiffusionRequest:
         steps: of the sampler in the search, unless the model's own.
         class_names: C names, as captions take them; for methods that rewrite names.
         contexts: captions with one {} each where a class is named; none where no caption names its class.
+        objective: what gradients are of, see above; "clip" needs a model that has its CLIP.
         seed: of `draws`; what is searched has its own seeds.
 
     Raises:
@@ -140,6 +149,7 @@ class DiffusionRequest:
     steps: int | None = None
     class_names: tuple[str, ...] = ()
     contexts: tuple[str, ...] = ()
+    objective: Objective = "unet"
 
     def __post_init__(self) -> None:
         n, targets = len(self.class_ids), set(self.targets)
@@ -163,39 +173,44 @@ class DiffusionRequest:
 
     @property
     def seed(self) -> int:
-        """Of timesteps and noise."""
+        """Of timesteps and noise, and of the order of a CLIP's batches."""
         return self.draws.seed
 
     def forget_gradient(
         self, model: DiffusionModel, targets: Sequence[int], layers: Sequence[str], micro_batch: int
     ) -> Gradients:
-        """Gradient of the forget loss that is ascended, mean over the targets' drawings and their draws.
+        """Gradient of the forget loss that is ascended, mean over the targets' drawings (and their draws).
 
         Raises:
+            InputError: the objective is "clip", and a layer's tower has none.
             ModelError: a gradient is not finite (the message names the tensor).
         """
         rows = np.flatnonzero(np.isin(self.forget.labels, targets))
+        images = np.asarray(self.forget.images)[rows]
+        captions = [self.forget.captions[row] for row in rows]
+        if self.objective == "clip":
+            return diffusion_clip.forget_gradient(model, images, captions, layers, micro_batch)
         goal = None
         if self.neutral is not None:
             goal = denoising.neutral(model, [self.neutral[row] for row in rows])
         return denoising.forget_gradient(
-            model,
-            np.asarray(self.forget.images)[rows],
-            [self.forget.captions[row] for row in rows],
-            goal,
-            layers,
-            draws=self.draws,
-            micro_batch=micro_batch,
+            model, images, captions, goal, layers, draws=self.draws, micro_batch=micro_batch
         )
 
     def retain_gradient(
         self, model: DiffusionModel, layers: Sequence[str], method: Method, progress: Progress
     ) -> Gradients:
-        """Gradient of the denoising loss, mean over the retained drawings and their draws.
+        """Gradient of the retain objective over the retained drawings.
 
         Raises:
+            InputError: the retain captions are all alike, or see `forget_gradient`.
             ModelError: a gradient is not finite (the message names the tensor).
         """
+        if self.objective == "clip":
+            images, captions = self.retain.images, self.retain.captions
+            return diffusion_clip.retain_gradient(
+                model, images, captions, layers, method, self.seed, progress
+            )
         return self._retain_side(model, layers, method, progress, None)
 
     def retain_gradient_and_moments(
@@ -214,8 +229,21 @@ class DiffusionRequest:
         Nothing is known beforehand.
 
         Raises:
+            InputError: see `retain_gradient`.
             ModelError: a gradient or a moment is not finite (the message names the tensor).
         """
+        if self.objective == "clip":
+            return diffusion_clip.retain_gradient_and_moments(
+                model,
+                self.retain.images,
+                self.retain.captions,
+                layers,
+                method,
+                self.seed,
+                widest=widest,
+                with_outputs=with_outputs,
+                progress=progress,
+            )
         matrices = {layer: w for layer in layers if (w := model.parameters[layer]).ndim > 1}
         collector = Collector(matrices, len(self.retain.labels), widest, with_outputs)
         gradient = self._retain_side(model, layers, method, progress, collector)

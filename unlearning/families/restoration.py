@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from contracts.canonical import from_plain, to_plain
 from contracts.errors import InputError, ModelError
-from contracts.values import Tower
+from contracts.values import Objective, Tower
 from unlearning.families import CandidateLayer
 from unlearning.families.adair import AdaIR, AdaIRConfig
 from unlearning.families.clip import Images
@@ -43,6 +43,7 @@ from unlearning.inplace import requiring_grad
 FAMILY = "restoration"
 FIELDS = ("schema", "family", "architecture", "net")
 TOWERS: tuple[Tower, ...] = ("net",)
+OBJECTIVES: tuple[Objective, ...] = ()
 
 ARCHITECTURES: Mapping[str, tuple[type[BackboneConfig], Callable[[Any], Backbone]]] = {
     "promptir": (PromptIRConfig, PromptIR),

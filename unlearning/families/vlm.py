@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from contracts.errors import InputError, ModelError
-from contracts.values import Tower
+from contracts.values import Objective, Tower
 from unlearning.families import CandidateLayer, clip_config, clip_stages
 from unlearning.families.clip import Images
 from unlearning.families.clip_stages import Batch, StagedTower
@@ -50,6 +50,7 @@ from unlearning.families.vlm_decoder import (
 from unlearning.families.vlm_reader import ReadClip, VisionOnly, feature_reader
 
 TOWERS: tuple[Tower, ...] = ("vision",)
+OBJECTIVES: tuple[Objective, ...] = ("answers", "clip")
 TOKENIZER = "decoder-tokenizer.json"
 PARTS = ("projector.", "decoder.")
 

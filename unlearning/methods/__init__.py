@@ -71,7 +71,13 @@ def check(method: Method, n_classes: int, family: str = "clip") -> None:
     if family not in able:
         raise InputError(f"{method.name} edits models of family {', '.join(able)}, this one is of {family}")
     from_plain(chosen.Options, method.options)
-    check_method(method, n_classes, families.module(family).TOWERS)
+    known = families.module(family)
+    check_method(method, n_classes, known.TOWERS)
+    if method.objective is not None and method.objective not in known.OBJECTIVES:
+        choice = f"must be of {', '.join(known.OBJECTIVES)}" if known.OBJECTIVES else "cannot be chosen"
+        raise InputError(f"objective of a model of family {family} {choice}, got {method.objective!r}")
+    if method.objective is not None and able != families.ANY:
+        raise InputError(f"{method.name} has an objective of its own: leave out {method.objective!r}")
 
 
 def _families(name: str) -> tuple[str, ...]:

@@ -9,6 +9,11 @@
 **Sign.** Forgetting *ascends* the forget loss (mean of 1 - cos), so the step is added with a plus.
 The paper's equation 8 prints a minus, which read literally would strengthen the concept.
 
+**Layer.** One named tensor.  Query, key and value projections of a block are one tensor in open_clip
+(`attn.in_proj_weight`) and so one layer, scored and stepped whole; the paper's code for Stable Diffusion and
+LLaVA, where they are three, steps all three by the ratio of the one that was chosen.  The two matrices of an
+MLP, which it steps together there too, are two layers here.
+
 Several concepts (section C.2): gradients and searches per concept, all at the original weights;
 the updates are added, w_l + sum_i step_i * g_i,l, and one common factor on all steps is searched, so
 that the smallest joint step is used at which every concept meets the target.

@@ -4,7 +4,7 @@ Some are trained (an erasure of something unknown would mean nothing), some have
 in its own words what forgetting lowers, valued by inference alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from tests.pretrained_towers import random_model, tokenizer_json
 from tests.unlearning import diffusion_trained, restoration_trained
 from tests.unlearning.conftest import NAMES, TEMPLATES, Task, train
 from tests.unlearning.families import vlm_tiny
+from tests.unlearning.families.conftest import diffusion as over_clips
 from tests.unlearning.families.test_diffusion_family import shrunken
 from unlearning import denoising
 from unlearning.denoising import _parts
@@ -85,12 +86,7 @@ def clip(model: Callable[[], ClipModel], task: Task) -> Case:
     inputs = task.inputs(3)
 
     def known(model: ClipModel) -> Known:
-        def cosine() -> float:
-            images = model.encode_images(inputs.forget_images)
-            texts = model.encode_texts(inputs.forget_captions)
-            return float((images * texts).sum(dim=1).double().mean())
-
-        return cosine
+        return lambda: mean_cosine(model, inputs.forget_images, inputs.forget_captions)
 
     return Case("clip", model, inputs, task.method, 3, known)
 
@@ -173,4 +169,22 @@ def diffusion(model: Callable[[], Any], *towers: Any) -> Case:
 
 def sdxl(make_model: Callable[..., ClipModel]) -> Case:
     """Two text towers, the second one's pooled feature beside them, as in SDXL; random weights."""
-    return diffusion(lambda: shrunken(make_model, "SDXL"), "text")
+    return diffusion(lambda: shrunken(make_model, "SDXL"), "text", "unet")
+
+
+def diffusion_by_clip(clip_model: Callable[[], ClipModel]) -> Case:
+    """Known is the cosine of the CLIP whose text tower is read, which gradients are of; an arbitrary UNet."""
+    whole = diffusion(lambda: over_clips(clip_model()), "text")
+    request = replace(whole.request, objective="clip")
+    shown = request.forget
+
+    def known(model: Any) -> Known:
+        return lambda: mean_cosine(model.clip, shown.images, shown.captions)
+
+    return replace(whole, request=request, known=known)
+
+
+def mean_cosine(model: ClipModel, images: Any, captions: Sequence[str]) -> float:
+    """Of images and their captions."""
+    features = model.encode_images(images), model.encode_texts(captions)
+    return float((features[0] * features[1]).sum(dim=1).double().mean())

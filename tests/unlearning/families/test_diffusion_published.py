@@ -52,6 +52,37 @@ def test_candidates_of_the_published_towers(name: str) -> None:
         assert (None if feature is None else feature.shape) == ((2, 1280) if pooled else None)
 
 
+@pytest.mark.parametrize(("name", "whole"), [("sd-1.5", 12), ("sd-2.1", 24)])
+def test_the_conditioning_follows_every_candidate_at_full_size_and_nothing_else(
+    name: str, whole: int
+) -> None:
+    """Inside its CLIP a tower goes on behind what is read: SD 2.1's by a block, both by the projection."""
+    (config,), ((_, reads),) = TEXT[name], towers(name)
+    cfg = text_cfg_of({**config, "num_hidden_layers": whole})
+    with torch.device("meta"):
+        net = TextTower(config["hidden_size"], cfg["text_cfg"], cfg["quick_gelu"])
+    candidates = {c.name for c in read_layers(net, reads)}
+    net = net.to_empty(device="cpu").requires_grad_(False)
+    net.attn_mask = torch.full((77, 77), -torch.inf).triu(1)  # a buffer that no weights file holds
+    draw = torch.Generator().manual_seed(0)
+    for weight in net.parameters():
+        weight.uniform_(-0.05, 0.05, generator=draw) if weight.ndim > 1 else weight.fill_(0.5)
+    tokens = torch.randint(0, 49405, (1, 77), generator=draw)
+    named = dict(net.named_parameters())
+    used = [named[layer].requires_grad_() for layer in candidates]
+    states, _ = token_states(net, tokens, reads)
+    grads = torch.autograd.grad((states * torch.randn(states.shape, generator=draw)).sum(), used)
+    assert all(bool(grad.any()) for grad in grads)
+    assert len(candidates) == 6 * EXPECTED[name][0][0] + 1
+    behind = {"text_projection", *(n for n in named if f".{reads.blocks}." in n)}
+    assert len(behind) == 1 + 12 * (whole - reads.blocks)
+    with torch.no_grad():
+        for layer in behind:
+            named[layer].add_(1.0)
+        again, _ = token_states(net, tokens, reads)
+    assert torch.equal(again, states)
+
+
 @pytest.mark.parametrize("name", TEXT)
 def test_the_unet_takes_what_the_towers_tell(name: str) -> None:
     from diffusers import UNet2DConditionModel

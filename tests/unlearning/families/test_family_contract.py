@@ -31,6 +31,7 @@ CASES = (
     "vlm-rn",
     "diffusion-text",
     "diffusion-unet",
+    "diffusion-clip",
     "sdxl",
 )
 # Relative to the norm of each weight: small enough for a straight line, far above rounding.
@@ -47,9 +48,9 @@ def case(
 ) -> Case:
     family, _, kind = request.param.partition("-")
 
-    def shapes() -> ClipModel:
-        model = make_model(kind)
-        model.net.load_state_dict(_trained[kind])
+    def shapes(tower: str = kind) -> ClipModel:
+        model = make_model(tower)
+        model.net.load_state_dict(_trained[tower])
         return model
 
     match family:
@@ -57,12 +58,19 @@ def case(
             return cases.clip(cases.pretrained if kind == "pretrained" else shapes, task)
         case "vlm":
             return cases.vlm(lambda: taught(kind), task)
+        case "diffusion" if kind == "clip":
+            return cases.diffusion_by_clip(lambda: shapes("vit"))
         case "diffusion":
             return cases.diffusion(diffusion_trained.trained, kind)
         case "sdxl":
             return cases.sdxl(make_model)
         case architecture:
             return cases.restoration(architecture)
+
+
+def layers_of(case: Case, model: Any) -> list[str]:
+    """What the case's method may edit."""
+    return [candidate.name for candidate in model.candidates() if candidate.tower in case.method.towers]
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:
@@ -139,7 +147,7 @@ def along_the_gradient(case: Case, request: Any) -> tuple[float, float]:
     Half of what lies between a step along the gradient and one against it, so that curvature does not count.
     """
     model = case.model()
-    known, layers = case.known(model), [candidate.name for candidate in model.candidates()]
+    known, layers = case.known(model), layers_of(case, model)
     gradient = request.forget_gradient(model, [case.target], layers, 4)
     updates = {
         layer: grad * (SMALL_STEP * model.parameters[layer].norm() / grad.norm())
@@ -169,7 +177,7 @@ def test_a_gradient_of_the_wrong_sign_does_not_pass_for_one(case: Case) -> None:
 
 def test_every_candidate_is_used_downstream(case: Case) -> None:
     model = case.model()
-    layers = [candidate.name for candidate in model.candidates()]
+    layers = layers_of(case, model)
     retain = case.request.retain_gradient(model, layers, case.method, lambda *told: None)
     forget = case.request.forget_gradient(model, [case.target], layers, 8)
     idle = [layer for layer in layers if not bool(retain[layer].any()) and not bool(forget[layer].any())]
