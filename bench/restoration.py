@@ -1,8 +1,9 @@
 """Forgetting a degradation: every method on the photo restorer.  `python -m bench.restoration --json`
 
 Each method starts from the same model and sets, is stopped by the same rule (half of the search images come
-out no better than they went in) and is measured on the held-out crops: PSNR of every degradation, and how
-many images of the forgotten one are still restored, or are harmed, by 1 dB (`tasks.families.restoration`).
+out no better than they went in; "all steps" runs its whole schedule instead) and is measured on the held-out
+crops: PSNR and SSIM of every degradation, and how many images of the forgotten one are still restored, or
+are harmed, by 1 dB (`tasks.families.restoration`).
 
     instances         the forget images themselves, beside unseen images of the same degradation
     --relearn         how fast each model comes back to it when it is trained on (`bench.relearning`)
@@ -108,7 +109,7 @@ def compare(
     threads: int,
     relearn: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """A row for the input, the original, the retrained model if there is one, and every method.
+    """A row for the original, the retrained model if there is one, and every method.
 
     Args:
         data: holds sets/restoration-* and labels-restoration.
