@@ -53,7 +53,7 @@ DENOISING = "slug, denoising loss"
 BUDGET = {"learning_rates": [2e-4], "steps": 24, "weight_decay": 0.0}
 # Label -> method; where the search stops, and the micro-batch, are the house's.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "uce-cross-attention": {"name": "uce-cross-attention", "towers": ["unet"]},
+    "uce-cross-attention": {"name": "uce-cross-attention", "towers": ["unet"], "options": {"weight": 0.1}},
     "slug": {"name": "slug", "towers": ["text"]},
     "slug-preconditioned": {"name": "slug-preconditioned", "towers": ["text"]},
     "slug, unet": {"name": "slug", "towers": ["unet"]},

@@ -8,7 +8,7 @@ from unlearning.families import Forgetting, Split, View
 from unlearning.inplace import edited
 from unlearning.request import Progress
 
-CURVE_MULTIPLES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+CURVE_MULTIPLES = (0.0, 0.5, 1.0, 1.5, 2.0)
 
 
 def measured_curve(

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 DRAWS = 4  # noise levels at which a drawing is shown for the gradients
 SEARCH_STEPS = 8  # of the sampler in the search: as good for the judge, and cheaper
 PICTURES = 48  # of a target that the verdict looks at, spread over its prompts: one of them may still show it
+OF_KEPT = 2  # pictures of a prompt to keep: of one, its noise decides as much as the edit
 SHOWN = 4  # pictures of what was forgotten, and of what is kept
 
 
@@ -164,7 +165,7 @@ def measured(
     labels = Labels.read(folder, original.device)
     held, control = read_items(folder / "holdout"), read_items(folder / "control")
     gone = _of_targets(held, plan)
-    kept = _kept(held, plan, labels.kept(plan)).drop_duplicates("source")
+    kept = _kept(held, plan, labels.kept(plan)).sort_values(["view", "id"]).groupby("source").head(OF_KEPT)
     rows = pd.concat([gone, kept, control], ignore_index=True)
     groups = {
         "forget": (plan.axis, rows.index < len(gone)),
@@ -176,13 +177,14 @@ def measured(
     pictures = {"before": _drawn(original, rows), "after": _drawn(edited, rows)}
     said = {state: labels.judge(drawn) for state, drawn in pictures.items()}
     outcomes = [
-        _outcomes(group, axis, rows, np.asarray(mask), verdicts, labels).assign(state=state)
+        _outcomes(group, axis, rows, np.array(mask), verdicts, labels).assign(state=state)
         for state, verdicts in said.items()
         for group, (axis, mask) in groups.items()
     ]
     table = pd.concat(outcomes, ignore_index=True)
-    of_kept = np.asarray(groups["retain"][1])
-    real = labels.judge(load_images(folder / "holdout", kept.assign(view=0), original.image_size))
+    of_kept = np.array(groups["retain"][1])
+    described = kept.drop_duplicates("source").assign(view=0)
+    real = labels.judge(load_images(folder / "holdout", described, original.image_size))
     levels = _likeness(rows[of_kept], plan.axis, real, {s: v.features[of_kept] for s, v in said.items()})
     shown = [
         entry
