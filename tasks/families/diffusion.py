@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 DRAWS = 4  # noise levels at which a drawing is shown for the gradients
 SEARCH_STEPS = 8  # of the sampler in the search: as good for the judge, and cheaper
-PICTURES = 48  # of a target that the verdict looks at, spread over its prompts: one of them may still show it
+PICTURES = 48  # of a target, and of the controls, spread over their prompts: one of them may still show it
 OF_KEPT = 2  # pictures of a prompt to keep: of one, its noise decides as much as the edit
 SHOWN = 4  # pictures of what was forgotten, and of what is kept
 
@@ -163,7 +163,8 @@ def measured(
     from gates.metrics import measure
 
     labels = Labels.read(folder, original.device)
-    held, control = read_items(folder / "holdout"), read_items(folder / "control")
+    held = read_items(folder / "holdout")
+    control = read_items(folder / "control").sort_values(["view", "id"]).head(PICTURES)
     gone = _of_targets(held, plan)
     kept = _kept(held, plan, labels.kept(plan)).sort_values(["view", "id"]).groupby("source").head(OF_KEPT)
     rows = pd.concat([gone, kept, control], ignore_index=True)

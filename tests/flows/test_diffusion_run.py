@@ -20,7 +20,7 @@ from evidence.verify import verify
 from flows.unlearn import unlearn
 from intake.workspace import Workspace
 from tasks.families import family_tasks, load
-from tasks.families.diffusion import PICTURES
+from tasks.families.diffusion import OF_KEPT, PICTURES
 from tasks.requests import take_in
 from tasks.stores import open_ledger, open_registry
 from tests.diffusion_world import FORGET, FORGET_HAND, MODEL, TARGET, make
@@ -30,6 +30,8 @@ from tests.world import Done, World, carried_out, work_in
 from unlearning import methods
 from unlearning.drawing import draw
 from unlearning.judge import Judge
+
+KEPT_PROMPTS = 2 * (len(BLOCKS) - 1)  # two drawings of every other block, by one caption each
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def test_the_result_tells_the_familys_own_measures(painted: Done) -> None:
     assert set(result["forget"]) == {"n", "recognised_before", "recognised_after", "recognised_after_upper95"}
     assert result["forget"]["n"] == PICTURES
     assert result["forget"]["recognised_after"] < result["forget"]["recognised_before"]
-    assert result["retain"]["n"] == 2 * (len(BLOCKS) - 1)  # one picture for every prompt that is kept
+    assert result["retain"]["n"] == OF_KEPT * KEPT_PROMPTS
     assert result["edited"][0]["tower"] == "text"
     assert set(result["levels"]) == {"retain.likeness"}
 
@@ -140,7 +142,9 @@ def test_the_report_shows_pictures_before_and_after(painted: Done) -> None:
         assert words in text
     assert "FA@" not in text.partition("How to repeat the run")[0]
     told = json.loads(page.with_name("report.json").read_text())
-    assert told["measurements"]["levels"]["retain.likeness"]["n"] == 6
+    likeness = told["measurements"]["levels"]["retain.likeness"]
+    # Pictures of one prompt stand and fall together.
+    assert (likeness["n"], likeness["clusters"]) == (OF_KEPT * KEPT_PROMPTS, KEPT_PROMPTS)
 
 
 def test_a_recheck_would_find_what_the_run_found(
