@@ -164,33 +164,34 @@ def measured(
 
     labels = Labels.read(folder, original.device)
     held = read_items(folder / "holdout")
-    control = read_items(folder / "control").sort_values(["view", "id"]).head(PICTURES)
+    control = _evenly(read_items(folder / "control")).head(PICTURES)
     gone = _of_targets(held, plan)
-    kept = _kept(held, plan, labels.kept(plan)).sort_values(["view", "id"]).groupby("source").head(OF_KEPT)
+    kept = _evenly(_kept(held, plan, labels.kept(plan))).groupby("source").head(OF_KEPT)
     rows = pd.concat([gone, kept, control], ignore_index=True)
+    of = np.repeat(["forget", "retain", "control"], [len(gone), len(kept), len(control)])
+    of_kept = of == "retain"
     groups = {
-        "forget": (plan.axis, rows.index < len(gone)),
-        "retain": (plan.axis, (rows.index >= len(gone)) & (rows.index < len(gone) + len(kept))),
-        "control": (plan.axis, rows.index >= len(gone) + len(kept)),
+        "forget": (plan.axis, of == "forget"),
+        "retain": (plan.axis, of_kept),
+        "control": (plan.axis, of == "control"),
+        "neighbour": (plan.axis, of_kept & rows[plan.axis].isin(plan.neighbours).to_numpy()),
+        "cross": (OTHER_AXIS[plan.axis], of_kept),
     }
-    groups["neighbour"] = (plan.axis, groups["retain"][1] & rows[plan.axis].isin(plan.neighbours))
-    groups["cross"] = (OTHER_AXIS[plan.axis], groups["retain"][1])
     pictures = {"before": _drawn(original, rows), "after": _drawn(edited, rows)}
     said = {state: labels.judge(drawn) for state, drawn in pictures.items()}
     outcomes = [
-        _outcomes(group, axis, rows, np.array(mask), verdicts, labels).assign(state=state)
+        _outcomes(group, axis, rows, mask, verdicts, labels).assign(state=state)
         for state, verdicts in said.items()
         for group, (axis, mask) in groups.items()
     ]
     table = pd.concat(outcomes, ignore_index=True)
-    of_kept = np.array(groups["retain"][1])
     described = kept.drop_duplicates("source").assign(view=0)
     real = labels.judge(load_images(folder / "holdout", described, original.image_size))
     levels = _likeness(rows[of_kept], plan.axis, real, {s: v.features[of_kept] for s, v in said.items()})
     shown = [
         entry
         for group in ("forget", "retain")
-        for entry in _shown(rows, np.asarray(groups[group][1]), plan.axis, pictures)
+        for entry in _shown(rows, groups[group][1], plan.axis, pictures)
     ]
     return Measured(measure(table, seed=plan.seed, qualities=levels), table, shown)
 
@@ -255,10 +256,13 @@ def _kept(items: pd.DataFrame, plan: Plan, kept: Collection[str]) -> pd.DataFram
 
 def _of_targets(held: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     """`PICTURES` items of every target, as evenly from its prompts as can be."""
-    parts = [
-        held[held[plan.axis] == target].sort_values(["view", "id"]).head(PICTURES) for target in plan.targets
-    ]
+    parts = [_evenly(held[held[plan.axis] == target]).head(PICTURES) for target in plan.targets]
     return pd.concat(parts, ignore_index=True)
+
+
+def _evenly(items: pd.DataFrame) -> pd.DataFrame:
+    """The first picture of every prompt, then the second of every one, and so on."""
+    return items.sort_values(["view", "id"])
 
 
 def _drawn(model: DiffusionModel, rows: pd.DataFrame) -> np.ndarray:

@@ -11,7 +11,8 @@ pictures for either way (`diffusion_request`).  The CLIP's text tower is the mod
 tensors; its vision tower is there if the model was imported with its CLIP.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 from contracts.errors import InputError
@@ -78,19 +79,9 @@ def retain_gradient(
         InputError: as `forget_gradient`, or all captions are alike.
         ModelError: a gradient is not finite (the message names the tensor).
     """
-    _check_captions(captions)
     found: Gradients = {}
-    for part, clip, own in _by_clip(model, layers):
-        gradient = gradients.retain_gradient(
-            clip,
-            images,
-            captions,
-            own,
-            retain_batch=method.retain_batch,
-            micro_batch=method.micro_batch,
-            seed=seed,
-            progress=lambda done, total: progress("retain gradient", done, total),
-        )
+    take = gradients.retain_gradient
+    for part, gradient in _retain_side(model, images, captions, layers, method, seed, progress, take):
         found |= _named(part, gradient)
     return found
 
@@ -113,25 +104,47 @@ def retain_gradient_and_moments(
         InputError: see `retain_gradient`.
         ModelError: a gradient or a moment is not finite (the message names the tensor).
     """
-    _check_captions(captions)
     found: Gradients = {}
     moments: dict[str, Moments] = {}
-    for part, clip, own in _by_clip(model, layers):
-        gradient, sums = retain_gradient_and_sums(
-            clip,
-            images,
-            captions,
-            own,
-            retain_batch=method.retain_batch,
-            micro_batch=method.micro_batch,
-            seed=seed,
-            widest=widest,
-            with_outputs=with_outputs,
-            progress=lambda done, total: progress("retain gradient", done, total),
-        )
+    take = partial(retain_gradient_and_sums, widest=widest, with_outputs=with_outputs)
+    for part, (gradient, sums) in _retain_side(model, images, captions, layers, method, seed, progress, take):
         found |= _named(part, gradient)
         moments |= _named(part, {layer: sums[layer].mean() for layer in sums})
     return found, moments
+
+
+def _retain_side(
+    model: DiffusionModel,
+    images: Images,
+    captions: Sequence[str],
+    layers: Sequence[str],
+    method: Method,
+    seed: int,
+    progress: Progress,
+    take: Callable[..., Found],
+) -> Iterator[tuple[str, Found]]:
+    """What `take` finds on the retained drawings with each CLIP, and the prefix of the CLIP's weights.
+
+    Raises:
+        InputError: all captions are alike, or see `_by_clip`.
+    """
+    if len(set(captions)) < 2:
+        # With identical texts the image-to-text loss is constant and alignment means nothing.
+        raise InputError("the retain captions are all alike: they must be the drawings' own")
+    for part, clip, own in _by_clip(model, layers):
+        yield (
+            part,
+            take(
+                clip,
+                images,
+                captions,
+                own,
+                retain_batch=method.retain_batch,
+                micro_batch=method.micro_batch,
+                seed=seed,
+                progress=lambda done, total: progress("retain gradient", done, total),
+            ),
+        )
 
 
 def _by_clip(
@@ -158,9 +171,3 @@ def _by_clip(
 def _named(part: str, found: Mapping[str, Found]) -> dict[str, Found]:
     """By the names that the diffusion model has for a CLIP's weights."""
     return {f"{part}.{layer}": one for layer, one in found.items()}
-
-
-def _check_captions(captions: Sequence[str]) -> None:
-    if len(set(captions)) < 2:
-        # With identical texts the image-to-text loss is constant and alignment means nothing.
-        raise InputError("the retain captions are all alike: they must be the drawings' own")
