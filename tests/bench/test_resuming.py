@@ -9,11 +9,17 @@ import pytest
 
 from bench.case import Settings
 from bench.contenders import Stop, table
+from bench.models import EMOJI, REFERENCE_MODELS
 from bench.requests import Request
 from bench.rows import Rows, row_key
 from bench.worklist import Asked, Work, parse_audits, parse_sizes, worklist
+from contracts.canonical import digest, file_sha256, from_plain
 from contracts.errors import InputError
+from contracts.values import Method
 from tasks.house import Rules
+from unlearning.families.config import WEIGHTS
+
+ROOT = Path(__file__).parents[2]
 
 
 def row(key: str, **changes: Any) -> dict[str, Any]:
@@ -148,3 +154,21 @@ def test_everybody_takes_as_many_items_at_a_time_as_the_house(models: dict[str, 
 def test_unknown_audits_are_refused(audits: str) -> None:
     with pytest.raises(InputError, match="unknown audit"):
         parse_audits(audits, Settings())
+
+
+# --- the rows in this repository -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("results", ["gold-1", "layers-1", "seed-1", "stop-1", "towers-1"])
+def test_shipped_rows_have_the_keys_that_this_code_gives_them(results: str) -> None:
+    """A new field of `Method` renames every method: the rows need new keys, or hours are measured again."""
+    weights = ROOT / REFERENCE_MODELS[EMOJI][0] / WEIGHTS
+    if not weights.exists():
+        pytest.skip("the reference model is not here: dvc pull data/models/reference")
+    model = file_sha256(weights)
+    text = (ROOT / "bench/results" / results / "rows.jsonl").read_text(encoding="utf-8")
+    own = [row for row in map(json.loads, text.splitlines()) if row["model"] == EMOJI and row["method"]]
+    assert own
+    for row in own:
+        method = digest(from_plain(Method, row["method"]))
+        assert row_key(model, row["targets"], method) == row["key"]
