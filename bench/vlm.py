@@ -42,23 +42,39 @@ if TYPE_CHECKING:
 MODEL = "data/models/vlm"
 RULES = "emoji-vlm"
 HOUSE = "the house's"
+FIGURES = (
+    "forget.named",
+    "forget.reworded",
+    "forget.affirmed",
+    "retain.named",
+    "neighbours.named",
+    "cross.count",
+    "cross.colour",
+)
+# What everybody searches with who edits the tower: none of the name's words among the five likeliest.
+VISION: Mapping[str, Any] = {"towers": ["vision"], "forget_at": 5, "search_steps": 10}
 # Label -> what replaces the house's method and its options.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "slug, clip": {"name": "slug", "objective": "clip"},
-    "slug, answers": {"name": "slug"},
+    "slug, clip": {"name": "slug", "objective": "clip", **VISION},
+    "slug, answers": {"name": "slug", **VISION},
     "slug-preconditioned, clip": {
         "name": "slug-preconditioned",
         "objective": "clip",
         "options": {"layers": 20},
+        **VISION,
     },
-    "slug-preconditioned, answers": {"name": "slug-preconditioned", "options": {"layers": 20}},
+    "slug-preconditioned, answers": {"name": "slug-preconditioned", "options": {"layers": 20}, **VISION},
     "slug-preconditioned, answers, output factor": {
         "name": "slug-preconditioned",
         "options": {"layers": 20, "output_epsilon": 0.1},
+        **VISION,
     },
     HOUSE: {},
-    "scrub, names alone": {"name": "scrub", "options": {"features": 0.0, "answers": 0.0}},
-    "gradient ascent": {"name": "gradient-ascent", "options": {"steps": 20}},
+    "the house's, all tokens": {"name": "memit", "options": {"tokens": "all"}},
+    "scrub": {"name": "scrub", **VISION},
+    "scrub, names alone": {"name": "scrub", "options": {"features": 0.0, "answers": 0.0}, **VISION},
+    "gradient ascent": {"name": "gradient-ascent", "options": {"steps": 20}, **VISION},
+    "slug, language": {"name": "slug", "towers": ["language"], "forget_at": 5, "search_steps": 10},
 }
 
 
@@ -168,7 +184,7 @@ def forget(
         began = process_time()
         outcome = methods.unlearn(edited, request, plan.method)
         spent = process_time() - began
-        figures = vlm.measured(plan, sets, original, edited, {"vision"}).figures
+        figures = vlm.measured(plan, sets, original, edited, set(method.towers)).figures
     verdict = run_suite(load_suite(repo / house.gates), figures).verdict
     return {
         "verdict": verdict.decision,
@@ -184,7 +200,7 @@ def headline(figures: Measurements) -> dict[str, float]:
     """Rates before and after, in 0..1."""
     return {
         f"{name}_{state}": round(figures.rates[f"{name}.{state}"].estimate, 4)
-        for name in ("forget.named", "retain.named", "neighbours.named", "cross.count", "cross.colour")
+        for name in FIGURES
         for state in ("before", "after")
         if f"{name}.{state}" in figures.rates
     }

@@ -9,7 +9,7 @@ from contracts.errors import InputError
 
 Role = Literal["forget", "retain", "search", "holdout", "control", "cross"]
 Axis = Literal["object", "style"]
-Tower = Literal["vision", "text", "net", "unet"]  # "net": a network that is not taken apart
+Tower = Literal["vision", "text", "language", "net", "unet"]  # "net": a network that is not taken apart
 Objective = Literal["answers", "unet", "clip"]
 Decision = Literal["passed", "failed", "insufficient evidence"]
 OTHER_AXIS: Mapping[Axis, Axis] = {"object": "style", "style": "object"}

@@ -30,9 +30,9 @@ class Collector:
         self._rows: dict[str, int] = {}
         self._forms: dict[str, MatrixForm] = {}
 
-    def watch(self, features: Tensor, items: Tensor) -> None:
-        """Count, when the graph behind the features of these items is differentiated, what passed through."""
-        for use in uses(features, self._weights):
+    def watch(self, outcome: Tensor, items: Tensor) -> None:
+        """Count, when the graph behind the outcome of these items is differentiated, what passed through."""
+        for use in uses(outcome, self._weights):
             if self._widest is not None and use.width > self._widest:
                 continue
             self._forms[use.layer] = MatrixForm(use.parts, use.stored_by_input)

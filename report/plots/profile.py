@@ -21,6 +21,7 @@ _LABEL_GUTTER = (0.36, 0.52)
 _TITLES: dict[Tower, str] = {
     "vision": "Vision tower",
     "text": "Text tower",
+    "language": "Language model",
     "net": "The network",
     "unet": "UNet",
 }

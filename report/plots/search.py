@@ -19,6 +19,7 @@ JOINT = "*"  # how a trial names its concept or layer when it steps along severa
 _TOWERS: dict[Tower, tuple[str, str]] = {
     "vision": ("o", MUTED),
     "text": ("D", PAPER),
+    "language": ("D", PAPER),
     "net": ("o", MUTED),
     "unet": ("o", MUTED),
 }

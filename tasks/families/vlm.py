@@ -3,9 +3,11 @@
 Gradients are of answers, or of the matching CLIP if the method's `objective` says so.
 
 Asked is the model's own question for a name.  An answer that contains the name of what is shown counts as
-*named* (`unlearning.naming`); decoding is greedy.  What must stay, beside the names of everything else, are
-answers to questions that ask for no name, about what is kept (the group `cross`): which colour a thing has
-and how many there are (`data.questions`).
+*named* (`unlearning.naming`); decoding is greedy.  An edit that only knew this question would be one of the
+question: so what is to be forgotten is also asked for in other words, which no edit is shown (*reworded*),
+and whether it is that (*affirmed*), which tells what is left of the concept behind the name.  What must
+stay, beside the names of everything else, are answers to questions that ask for no name, about what is kept
+(the group `cross`): which colour a thing has and how many there are (`data.questions`).
 """
 
 from __future__ import annotations
@@ -73,7 +75,9 @@ def measured(
     classes = read_classes(folder, plan.axis)
     parts = select(plan, folder, {plan.axis: classes.known})
     asked = Asked.read(parts, folder, plan, original.image_size)
-    said = {state: asked.answers(model) for state, model in (("before", original), ("after", edited))}
+    said = {
+        state: asked.answers(model, classes) for state, model in (("before", original), ("after", edited))
+    }
     table = pd.concat(
         [_outcomes(answers, state, asked, parts, classes) for state, answers in said.items()],
         ignore_index=True,
@@ -84,10 +88,18 @@ def measured(
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What a model said: to N questions for a name, and to M others."""
+    """What a model said.
+
+    Attributes:
+        names: to the question for a name, about N items.
+        others: to M other questions about what is kept.
+        reworded, affirmed: about the forget and control items, `Asked.closely`; see `_in_other_words`.
+    """
 
     names: list[str]
     others: list[str]
+    reworded: list[str]
+    affirmed: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +109,13 @@ class Asked:
     Attributes:
         rows: N held-out items, which a name is asked for; indexed from 0.
         pixels: uint8 (N, S, S, 3).
+        closely: the rows of forget and control items.
         utility: questions about what is kept, see `data.questions`.
     """
 
     rows: pd.DataFrame
     pixels: np.ndarray
+    closely: list[int]
     utility: Any
 
     @classmethod
@@ -118,12 +132,15 @@ class Asked:
         kept = parts.retained.drop_duplicates("sha256")
         drawings = load_drawings(folder / "holdout", kept, size)
         rows = pd.concat([part for _, part in stands], ignore_index=True)
-        return cls(rows, np.concatenate(pixels), utility_set(kept, drawings, size))
+        closely = rows.index[rows["id"].isin([*parts.forget["id"], *parts.control["id"]])].tolist()
+        return cls(rows, np.concatenate(pixels), closely, utility_set(kept, drawings, size))
 
-    def answers(self, model: VlmModel) -> Answers:
+    def answers(self, model: VlmModel, classes: Classes) -> Answers:
         """The model's answers, in row order."""
         names = model.answers(self.pixels, [model.chat.asks.question] * len(self.pixels))
-        return Answers(names, model.answers(self.utility.pictures, self.utility.table["question"].tolist()))
+        others = model.answers(self.utility.pictures, self.utility.table["question"].tolist())
+        labels = [str(label) for label in self.rows.loc[self.closely, "object"]]
+        return Answers(names, others, *_in_other_words(model, self.pixels[self.closely], labels, classes))
 
 
 def forgotten(plan: Plan, folder: Path, model: VlmModel) -> Measurements:
@@ -134,11 +151,20 @@ def forgotten(plan: Plan, folder: Path, model: VlmModel) -> Measurements:
 
     items = read_items(folder / "holdout")
     items = items[items[plan.axis].isin(plan.targets)]
-    images = load_images(folder / "holdout", items, model.image_size)
-    answers = model.answers(images, [model.chat.asks.question] * len(images))
-    named = _named(answers, items[plan.axis], read_classes(folder, plan.axis))
-    clusters = items["source"].to_numpy(dtype=str)
-    return Measurements({"forget.named.after": rate(named, clusters)}, drops={})
+    images, classes = (
+        load_images(folder / "holdout", items, model.image_size),
+        read_classes(folder, plan.axis),
+    )
+    labels, clusters = items[plan.axis], items["source"].to_numpy(dtype=str)
+    names = model.answers(images, [model.chat.asks.question] * len(images))
+    reworded, affirmed = _in_other_words(model, images, labels.tolist(), classes)
+    found = {
+        "named": _named(names, labels, classes),
+        "reworded": _named(reworded, labels, classes),
+        "affirmed": _affirmed(affirmed),
+    }
+    rates = {f"forget.{metric}.after": rate(hits, clusters) for metric, hits in found.items()}
+    return Measurements(rates, drops={})
 
 
 def exhibits(run: Run, plan: Plan, shown: list[dict[str, Any]]) -> dict[str, Any]:
@@ -165,6 +191,24 @@ def check(model: VlmModel) -> None:
         raise ModelError("the model gives features that are not finite")
 
 
+def _in_other_words(
+    model: VlmModel, pixels: np.ndarray, labels: Sequence[str], classes: Classes
+) -> tuple[list[str], list[str]]:
+    """Answers to other wordings of the question, in turn, and to whether it is what it is."""
+    from data.questions import IS, NAME
+    from unlearning.naming import with_article
+
+    wordings = [wording for wording in NAME if wording != model.chat.asks.question]
+    turns = [wordings[i % len(wordings)] for i in range(len(pixels))]
+    whether = [IS.format(with_article(classes.names[classes.place(label)])) for label in labels]
+    return model.answers(pixels, turns), model.answers(pixels, whether)
+
+
+def _affirmed(answers: Sequence[str]) -> np.ndarray:
+    """(N,) bool: which answers say yes."""
+    return np.array([answer.lower().startswith("yes") for answer in answers])
+
+
 def _named(answers: Sequence[str], labels: pd.Series[str], classes: Classes) -> np.ndarray:
     """(N,) bool: which answers contain the name of what is shown."""
     from unlearning.naming import NAMED, Names
@@ -186,6 +230,16 @@ def _outcomes(said: Answers, state: str, asked: Asked, parts: Parts, classes: Cl
         named[named["item"].isin(getattr(parts, part)["id"])].assign(group=group)
         for group, part in GROUPS.items()
     ]
+    close = items.loc[asked.closely]
+    for question, hits in (
+        ("reworded", _named(said.reworded, close["concept"], classes)),
+        ("affirmed", _affirmed(said.affirmed)),
+    ):
+        told = close[["item", "cluster", "concept"]].assign(question=question, rank=np.where(hits, 1, 2))
+        tables += [
+            told[told["item"].isin(getattr(parts, group)["id"])].assign(group=group)
+            for group in ("forget", "control")
+        ]
     others = asked.utility.table
     right = np.array(said.others, dtype=object) == others["answer"].to_numpy(dtype=object)
     tables.append(

@@ -90,7 +90,30 @@ def test_certificate_and_recheck_say_what_the_run_said(
     (folder / "holdout").symlink_to(answering.root / "sets/holdout")
     (folder / "labels").symlink_to(answering.root / "labels")
     found = family_tasks("vlm").forgotten(predicate.plan, folder, load("vlm", Path(handle.folder))).rates
-    assert found == {"forget.named.after": predicate.measurements.rates["forget.named.after"]}
+    asked = [f"forget.{how}.after" for how in ("named", "reworded", "affirmed")]
+    assert found == {name: predicate.measurements.rates[name] for name in asked}
+
+
+def test_an_edit_of_one_question_is_seen_through(
+    answering: World, workspace: Workspace, answered: Done, tmp_path: Path
+) -> None:
+    """Negative control: a model that is silent about its own question and says the name to any other."""
+    predicate = read_statement(parse(Path(answered.result["certificate"]).read_bytes()))
+    for name in ("holdout", "labels"):
+        (tmp_path / name).symlink_to(answering.root / ("labels" if name == "labels" else "sets/holdout"))
+    handle = open_registry(workspace).pull(MODEL, answered.result["version"], tmp_path / "model")
+    evasive = load("vlm", Path(handle.folder))
+    own, asked = evasive.chat.asks.question, []
+
+    def answers(images: np.ndarray, questions: list[str]) -> list[str]:
+        asked.extend(questions)
+        return ["it" if q == own else "yes" if q.startswith("is this") else f"a {TARGET}" for q in questions]
+
+    evasive.answers = answers
+    rates = family_tasks("vlm").forgotten(predicate.plan, tmp_path, evasive).rates
+    found = {name.split(".")[1]: rate.estimate for name, rate in rates.items()}
+    assert found == {"named": 0.0, "reworded": 1.0, "affirmed": 1.0}
+    assert len(set(asked)) == 1 + 3 + 1  # its own, three other wordings, and whether it is one
 
 
 def test_the_report_shows_what_both_models_said(answered: Done) -> None:
@@ -115,7 +138,7 @@ def test_a_control_that_nobody_knows_is_never_named(workspace: Workspace, answer
     ("method", "problem"),
     [
         ({"name": "uce"}, "uce edits models of family clip"),
-        ({"name": "slug", "towers": ["text"]}, "towers must be of vision"),
+        ({"name": "slug", "towers": ["text"]}, "towers must be of vision, language"),
         ({"objective": "unet"}, "objective of a model of family vlm must be of answers, clip"),
         ({"objective": "cosine"}, "objective"),
     ],
@@ -140,7 +163,7 @@ def test_gradients_are_of_what_the_method_says(
     for objective in (None, "answers", "clip"):
         asked = replace(plan, method=replace(plan.method, objective=objective))
         request = family_tasks("vlm").request(asked, tmp_path, model)
-        layers = [candidate.name for candidate in model.candidates()][-2:]
+        layers = [c.name for c in model.candidates() if c.tower == "vision"][-2:]
         found[objective] = request.forget_gradient(model, request.targets, layers, 64)
     assert all(torch.equal(found[None][layer], grad) for layer, grad in found["answers"].items())
     assert not any(torch.allclose(found[None][layer], grad) for layer, grad in found["clip"].items())

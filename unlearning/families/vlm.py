@@ -7,9 +7,16 @@ and, with a text tower, its vocabulary where it is not open_clip's own.  Names o
     projector.*                             features of the tower to image tokens
     decoder.*                               the language model
 
-What is edited is the vision tower.  Its CLIP (`VlmModel.clip`) is a `ClipModel` over the same tensors,
-so every method for CLIP models runs on it; only what feeds the layer that the language model reads is a
-candidate.  The model is always in `eval()` mode; the tower is in fp32.
+What is edited is
+
+    vision      the tower.  Its CLIP (`VlmModel.clip`) is a `ClipModel` over the same tensors, so every
+                method for CLIP models runs on it; only what feeds the layer that the language model reads
+                is a candidate.
+    language    of the decoder the second matrix of every MLP, its memories: what they write is what their
+                keys, the rows that enter, stand for (Geva et al., arXiv 2012.14913; edited so in MEMIT,
+                arXiv 2210.07229).  None where the decoder is held in half precision.
+
+The model is always in `eval()` mode; what is edited is in fp32.
 
 Shapes: N images, H x W pixels, T image tokens, C channels, W decoder width.
 """
@@ -39,7 +46,6 @@ from unlearning.families.vlm_config import FAMILY, ClipPart, VlmConfig, parse
 from unlearning.families.vlm_decoder import (
     MAX_NEW_TOKENS,
     Chat,
-    Forced,
     Projector,
     build_decoder,
     embedded,
@@ -47,12 +53,14 @@ from unlearning.families.vlm_decoder import (
     greedy,
     materialise,
 )
+from unlearning.families.vlm_forced import Forced, forced
 from unlearning.families.vlm_reader import ReadClip, VisionOnly, feature_reader
 
-TOWERS: tuple[Tower, ...] = ("vision",)
+TOWERS: tuple[Tower, ...] = ("vision", "language")
 OBJECTIVES: tuple[Objective, ...] = ("answers", "clip")
 TOKENIZER = "decoder-tokenizer.json"
 PARTS = ("projector.", "decoder.")
+MEMORY = "decoder.model.layers.{}.mlp.down_proj.weight"
 
 
 class VlmModel:
@@ -120,7 +128,7 @@ class VlmModel:
         Args:
             folder: the model folder.
             device: where the weights live.
-            keep_half: leave the decoder, which is never edited, in the half precision that the file holds.
+            keep_half: leave the decoder in the half precision that the file holds; it cannot be edited then.
 
         Raises:
             ModelError: a file is missing or unreadable, the family is another one, or the weights do not
@@ -183,8 +191,13 @@ class VlmModel:
         return self._preprocess.size
 
     def candidates(self) -> tuple[CandidateLayer, ...]:
-        """Every weight a method may edit: of the vision tower, feeding the layer that is read."""
-        return self.reader.candidates(self.parameters)
+        """Every weight a method may edit: what feeds the layer that is read, and the decoder's memories."""
+        memories = (
+            CandidateLayer(name, "language", tuple(weight.shape), weight.numel())
+            for name in map(MEMORY.format, range(len(self.decoder.model.layers)))
+            if (weight := self.parameters[name]).dtype == torch.float32
+        )
+        return (*self.reader.candidates(self.parameters), *memories)
 
     def staged(self, tower: Tower) -> StagedTower:
         """The vision tower as a sequence of stages (`clip_stages`).
@@ -193,7 +206,7 @@ class VlmModel:
             ModelError: another tower is asked for.
         """
         if tower != "vision":
-            raise ModelError(f"a vision-language model is edited in its vision tower, not in {tower!r}")
+            raise ModelError(f"of a vision-language model the vision tower has stages, not {tower!r}")
         return self._tower
 
     def preprocess(self, images: Images) -> Tensor:
@@ -262,22 +275,13 @@ class VlmModel:
         return answers
 
     def forced(self, features: Tensor, asked: Sequence[tuple[list[int], list[bool]]]) -> Forced:
-        """The logits before every token that counts, when the answers are given; differentiable.
+        """Where given answers leave the decoder, and what it expects there; differentiable.
 
         Args:
             features: (N, T, C) of the images.
             asked: token ids and what counts, as `Chat.answered` gives them, for each image.
         """
-        longest = max(len(ids) for ids, _ in asked)
-        # Padding comes last, where a causal model's answers cannot see it.
-        ids = torch.tensor([own + [0] * (longest - len(own)) for own, _ in asked], device=self.device)
-        counts = torch.tensor([own + [False] * (longest - len(own)) for _, own in asked], device=self.device)
-        inputs = embedded(self.decoder, ids, self.chat.image_token, self.projector(features))
-        states = self.decoder.model(inputs_embeds=inputs).last_hidden_state
-        # Answers come after the image: what stands before token i stands T - 1 places further on here.
-        wanted = counts[:, 1:]
-        before = states[:, features.shape[1] - 1 : -1][wanted]
-        return Forced(self.decoder.lm_head(before).float(), ids[:, 1:][wanted], wanted.nonzero()[:, 0])
+        return forced(self.decoder, self.chat.image_token, self.projector(features), asked)
 
 
 def file_names(clip: ClipPart, config: Mapping[str, Any]) -> list[str]:

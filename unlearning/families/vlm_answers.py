@@ -72,11 +72,10 @@ def answer_gradient(
         model: at the weights to differentiate at; they stay as they are.
         images: uint8 (N, H, W, 3).
         names: N names, each shown by its image.
-        layers: weight names, of the vision tower.
+        layers: weight names.
         micro_batch: items at a time; decides memory, not the result.
         task: the question.
-        watch: shown the features (n, T, C) of some items and which items (n,) they are, before the backward
-            pass through them.
+        watch: shown the losses (n,) of some items and which items (n,) they are, before the backward pass.
         progress: called with (items done, items).
 
     Raises:
@@ -93,9 +92,9 @@ def answer_gradient(
         for rows in torch.split(own, micro_batch):
             if len(rows):  # fewer items than processes
                 features = model.features(pixels[rows], micro_batch)
-                if watch is not None:
-                    watch(features, rows)
                 loss = name_loss(model, features, [names[i] for i in rows], task).loss
+                if watch is not None:
+                    watch(loss, rows)
                 total.add(loss.sum() / n)
                 del loss, features  # their graph, before the next one is made
                 if progress is not None:

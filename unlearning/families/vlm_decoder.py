@@ -89,10 +89,13 @@ class AnswerTask:
     question: str = "what is this?"
     article: bool = True
 
+    def answer(self, name: str) -> str:
+        """The answer that gives a name."""
+        return with_article(name) if self.article else name
+
     def asked(self, chat: "Chat", name: str) -> tuple[list[int], list[bool]]:
         """Token ids of the question with its answer; those of the name count."""
-        answer = with_article(name) if self.article else name
-        return chat.answered(self.question, answer, counted=name)
+        return chat.answered(self.question, self.answer(name), counted=name)
 
 
 class Chat:
@@ -172,21 +175,6 @@ class Chat:
         ids = ids[: ids.index(self._end)] if self._end in ids else ids
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text.strip()
-
-
-@dataclass(frozen=True, eq=False)
-class Forced:
-    """What the model expects before each of M tokens of given answers.
-
-    Attributes:
-        logits: (M, V).
-        ids: (M,) the tokens that come.
-        rows: (M,) the answer that each belongs to, ascending.
-    """
-
-    logits: Tensor
-    ids: Tensor
-    rows: Tensor
 
 
 def embedded(decoder: Any, ids: Tensor, image_token: int, tokens: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from unlearning.families.clip_stages import Batch
 from unlearning.families.vlm import VlmModel
 from unlearning.families.vlm_answers import answer_gradient, name_loss
 from unlearning.families.vlm_decoder import AnswerTask
+from unlearning.families.vlm_reader import ReadClip
 from unlearning.moment_sums import Moments
 from unlearning.moments_collector import Collector
 from unlearning.naming import NAMED, Names
@@ -94,10 +95,11 @@ class VlmRequest:
         """Gradient of the forget objective over the targets' forget items.
 
         Raises:
+            InputError: the CLIP's losses have no gradient for a layer.
             ModelError: a gradient is not finite (the message names the tensor), or there is no CLIP.
         """
         if self.objective == "clip":
-            return self.inputs.forget_gradient(model.clip, targets, layers, micro_batch)
+            return self.inputs.forget_gradient(_clip(model, layers), targets, layers, micro_batch)
         own = [i for i, label in enumerate(self.inputs.forget_labels.tolist()) if label in targets]
         names = [self.inputs.class_names[self.inputs.forget_labels[i]] for i in own]
         return answer_gradient(model, self.inputs.forget_images[own], names, layers, micro_batch, self.task)
@@ -108,11 +110,11 @@ class VlmRequest:
         """Gradient of the retain objective over the retain set; of answers, the items whose captions name.
 
         Raises:
-            InputError: no caption does.
+            InputError: no caption does, or the CLIP's losses have no gradient for a layer.
             ModelError: a gradient is not finite (the message names the tensor), or there is no CLIP.
         """
         if self.objective == "clip":
-            return self.inputs.retain_gradient(model.clip, layers, method, progress)
+            return self.inputs.retain_gradient(_clip(model, layers), layers, method, progress)
         return self._answers_of_retained(model, layers, method, progress, None)
 
     def retain_gradient_and_moments(
@@ -135,7 +137,7 @@ class VlmRequest:
         """
         if self.objective == "clip":
             return self.inputs.retain_gradient_and_moments(
-                model.clip,
+                _clip(model, layers),
                 layers,
                 method,
                 widest=widest,
@@ -174,7 +176,7 @@ class VlmRequest:
 
 
 class AnswerSplit:
-    """The search split as questions: how often answers contain the names, after each edit of the tower.
+    """The search split as questions: how often answers contain the names, after each edit.
 
     The margin of an item is that of its name's tokens in the given answer, and so continuous in the
     weights; where decoding decides otherwise, for another wording, it is `SURE` with decoding's sign.
@@ -192,15 +194,17 @@ class AnswerSplit:
         self.kept_rows = torch.nonzero(~torch.isin(self.labels, self.targets)).flatten()
 
     def place(self, layer: str) -> tuple[Tower, int]:
-        """Tower of a weight, and the stage in it that uses the weight.
+        """Tower of a weight, and the stage in it that uses the weight; the decoder is one stage.
 
         Raises:
-            ModelError: the weight is in no stage of the vision tower.
+            ModelError: the weight is in no stage of the vision tower, and not in the decoder.
         """
+        if layer.startswith("decoder."):
+            return "language", 0
         return "vision", self.model.staged("vision").stage_of(layer)
 
     def view(self, stages: Mapping[Tower, int], before: "AnswerView | None" = None) -> "AnswerView":
-        """The split, ready for edits at or after the given stage of the vision tower.
+        """The split, ready for edits at or after the given stage of the vision tower, and of the decoder.
 
         Raises:
             ModelError: no answer depends on that stage.
@@ -223,7 +227,7 @@ class AnswerSplit:
 
 
 class AnswerView:
-    """The questions from some stage on, or as the answers were where `stage` is None."""
+    """The questions, asked by the decoder of the moment: of features from some stage on, or as they were."""
 
     def __init__(self, split: AnswerSplit, stage: int | None, entering: list[Batch]) -> None:
         self._split, self.stage, self.entering = split, stage, entering
@@ -299,3 +303,16 @@ class AnswerView:
         answers = split.model.answers_to(features, questions, split.method.micro_batch)
         ranks = split.names.ranks(answers, split.labels[rows].tolist())
         return torch.tensor(ranks) == NAMED
+
+
+def _clip(model: VlmModel, layers: Sequence[str]) -> ReadClip:
+    """The CLIP whose losses are differentiated: it must have every layer.
+
+    Raises:
+        InputError: a layer is of the language model.
+        ModelError: there is no CLIP.
+    """
+    foreign = [layer for layer in layers if layer not in model.clip.parameters]
+    if foreign:
+        raise InputError(f"the CLIP's losses have no gradient for {foreign[0]}: take towers [vision]")
+    return model.clip

@@ -121,7 +121,7 @@ def restoration(architecture: str) -> Case:
     return Case("restoration", lambda: trained(architecture), inputs, restoration_trained.METHOD, 0, known)
 
 
-def vlm(model: Callable[[], VlmModel], task: Task) -> Case:
+def vlm(model: Callable[[], VlmModel], task: Task, tower: Any) -> Case:
     """Known is the log-likelihood of the name."""
     inputs = task.inputs(3)
     names = [NAMES[label] for label in inputs.forget_labels]
@@ -134,7 +134,7 @@ def vlm(model: Callable[[], VlmModel], task: Task) -> Case:
 
         return likelihood
 
-    method = replace(task.method, towers=("vision",), forget_at=1)
+    method = replace(task.method, towers=(tower,), forget_at=1)
     request = VlmRequest(inputs, vlm_tiny.TASK, questions=("how many?",))
     return Case("vlm", model, request, method, 3, known)
 

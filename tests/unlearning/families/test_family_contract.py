@@ -29,6 +29,7 @@ CASES = (
     "adair",
     "vlm-vit",
     "vlm-rn",
+    "vlm-language",
     "diffusion-text",
     "diffusion-unet",
     "diffusion-clip",
@@ -56,8 +57,10 @@ def case(
     match family:
         case "clip":
             return cases.clip(cases.pretrained if kind == "pretrained" else shapes, task)
+        case "vlm" if kind == "language":
+            return cases.vlm(lambda: taught("vit"), task, "language")
         case "vlm":
-            return cases.vlm(lambda: taught(kind), task)
+            return cases.vlm(lambda: taught(kind), task, "vision")
         case "diffusion" if kind == "clip":
             return cases.diffusion_by_clip(lambda: shapes("vit"))
         case "diffusion":

@@ -133,9 +133,11 @@ def test_a_view_from_an_edited_stage_sees_what_the_whole_model_sees(
     inputs = task.inputs(TARGET)
     split = AnswerSplit(model, inputs, method, TASK)
     before = None
-    for candidate in [c for c in model.candidates() if len(c.shape) > 1][::3]:
-        stage = model.staged("vision").stage_of(candidate.name)
-        before = split.view({"vision": stage}, before=before)
+    vision = [c for c in model.candidates() if c.tower == "vision" and len(c.shape) > 1]
+    for candidate in [*vision[::3], model.candidates()[-1]]:
+        tower, stage = split.place(candidate.name)
+        assert tower == candidate.tower
+        before = split.view({tower: stage}, before=before)
         noise = torch.randn(candidate.shape, generator=torch.Generator().manual_seed(0))
         weight = model.parameters[candidate.name]
         with edited(model.parameters, {candidate.name: 0.3 * weight.std() * noise}):
@@ -178,6 +180,8 @@ def test_gradients_of_the_clip_model_do_too_and_answers_say_how_far(
         profile(model, r, method) for r in (request, replace(request, objective="answers"))
     )
     assert by_clip.scores != by_answers.scores
+    with pytest.raises(InputError, match=r"no gradient for decoder\S+: take towers \[vision\]"):
+        profile(model, request, replace(method, towers=("language",)))
     outcome = edit(model, request, method, by_clip)
     assert outcome.reached_target
     assert changed(before, model) == {edit.layer for edit in outcome.edits}

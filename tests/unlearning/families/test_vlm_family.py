@@ -76,6 +76,8 @@ def test_half_precision_is_widened_but_for_a_decoder_that_is_to_stay(
     assert {dtype for name, dtype in dtypes.items() if not name.startswith("decoder.")} == {torch.float32}
     images, _ = items(1, seed=5)
     assert len(mixed.answers(images, ["what is this?"] * len(images))) == len(images)
+    assert {c.tower for c in wide.candidates()} == {"vision", "language"}
+    assert {c.tower for c in mixed.candidates()} == {"vision"}  # an edit would be rounded away
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_every_candidate_changes_what_the_projector_reads_and_nothing_else_does(
                 if not torch.equal(model.features(images), before):
                     moved.add(name)
         assert torch.equal(model.features(images), before)
-    candidates = {c.name for c in model.candidates()}
+    candidates = {c.name for c in model.candidates() if c.tower == "vision"}
     assert candidates <= moved
     # What reaches the features and is no candidate is left out by name alone.
     assert all(any(w in name for w in ("bias", "embedding", "position")) for name in moved - candidates)
@@ -165,6 +167,22 @@ def test_every_candidate_changes_what_the_projector_reads_and_nothing_else_does(
     assert not any(
         name.startswith((unread, "visual.attnpool", "visual.proj", "visual.ln_post")) for name in moved
     )
+
+
+def test_every_memory_of_the_decoder_changes_what_is_expected_and_no_feature(make_model: Make) -> None:
+    model = vlm_tiny.over(make_model("vit"), "vit", num_hidden_layers=2)
+    images, _ = items(1, seed=5)
+    asked = [model.chat.answered("what is this?", "a red square")] * len(images)
+    features = model.features(images)
+    before = model.forced(features, asked).logits
+    memories = [c for c in model.candidates() if c.tower == "language"]
+    assert [c.name.split(".")[3:5] for c in memories] == [["0", "mlp"], ["1", "mlp"]]
+    for memory in memories:
+        weight = model.parameters[memory.name]
+        assert tuple(weight.shape) == memory.shape == (32, 48)
+        with edited(model.parameters, {memory.name: 0.1 * torch.randn(weight.shape)}):
+            assert torch.equal(model.features(images), features)
+            assert not torch.allclose(model.forced(features, asked).logits, before, atol=1e-4)
 
 
 def test_queries_keys_and_values_are_one_block(taught: Taught) -> None:
@@ -181,7 +199,7 @@ def test_another_layer_of_a_resnet_has_other_candidates(make_model: Make, layer:
     images, _ = items(1, seed=5)
     side = {"layer1": 8, "layer4": 1}[layer]
     assert model.features(images).shape == (len(images), side * side, width)
-    groups = {c.name.split(".")[1] for c in model.candidates() if "layer" in c.name}
+    groups = {c.name.split(".")[1] for c in model.candidates() if c.name.startswith("visual.layer")}
     assert groups == {"layer1", "layer2", "layer3", "layer4"} if layer == "layer4" else groups == {"layer1"}
 
 

@@ -1,0 +1,208 @@
+"""Names that the decoder's last memory unsays: its keys, its values, and whole edits."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from contracts.errors import InputError, ModelError
+from contracts.values import Method
+from tests.unlearning.conftest import NAMES, Task, items
+from tests.unlearning.families.vlm_tiny import TASK
+from unlearning import methods, unlearn
+from unlearning.families.vlm import VlmModel
+from unlearning.families.vlm_memories import Memories, last_memory, memories, unsaid
+from unlearning.families.vlm_request import VlmRequest
+from unlearning.inplace import edited
+from unlearning.methods.memit import Options, _gone, _kept
+from unlearning.naming import Names
+from unlearning.rewriting import made
+
+Taught = Callable[[str], VlmModel]
+TARGET, OTHER = 2, 5
+
+
+def told(**options: Any) -> Method:
+    return Method(
+        name="memit", towers=("language",), forget_at=1, search_steps=1, micro_batch=16, options=options
+    )
+
+
+def asked(task: Task, *targets: int) -> VlmRequest:
+    return VlmRequest(task.inputs(*targets), TASK, questions=("how many?",))
+
+
+def named(model: VlmModel, *targets: int) -> tuple[float, float]:
+    """Shares of unseen drawings that are named: of the targets, and of the others."""
+    images, labels = items(8, seed=11)
+    right = np.array(Names(NAMES).ranks(model.answers(images, [TASK.question] * len(images)), labels)) == 1
+    own = np.isin(labels, targets)
+    return right[own].mean(), right[~own].mean()
+
+
+def seen_by(model: VlmModel) -> Memories:
+    images, labels = items(2, seed=7)
+    whole = [model.chat.answered(TASK.question, TASK.answer(NAMES[label])) for label in labels]
+    return memories(model, model.features(images), whole)
+
+
+@pytest.mark.parametrize("targets", [(TARGET,), (TARGET, OTHER)])
+@pytest.mark.parametrize("kind", ["vit", "rn"])
+def test_the_names_go_and_the_others_stay(
+    taught: Taught, task: Task, kind: str, targets: tuple[int, ...]
+) -> None:
+    model = taught(kind)
+    before, weights = named(model, *targets), {n: w.clone() for n, w in model.state().items()}
+    outcome = unlearn(model, asked(task, *targets), told())
+    changed = {n for n, w in model.state().items() if not torch.equal(w, weights[n])}
+    assert changed == {last_memory(model)} == {edit.layer for edit in outcome.edits}
+    assert {edit.tower for edit in outcome.edits} == {"language"}
+    assert outcome.reached_target
+    after = named(model, *targets)
+    assert before[0] > 0.5
+    assert after[0] <= 0.15
+    assert after[1] >= before[1] - 0.1 * (1 + len(targets))  # colours and shapes are shared among names
+
+
+def test_outputs_change_by_what_the_rewrite_says(taught: Taught, task: Task) -> None:
+    model = taught("vit")
+    ((name, direction),) = (
+        methods.profile(model, asked(task, TARGET), told())
+        .directions[task.inputs(TARGET).class_ids[TARGET]]
+        .items()
+    )
+    before = seen_by(model)
+    with edited(model.parameters, {name: direction}):
+        after = seen_by(model)
+    torch.testing.assert_close(after.keys, before.keys)
+    change = before.keys @ direction.double().T
+    torch.testing.assert_close(after.outputs - before.outputs, change, atol=1e-4, rtol=1e-4)
+
+
+def test_the_keys_and_outputs_are_what_the_logits_come_from(taught: Taught) -> None:
+    model = taught("rn")
+    images, labels = items(2, seed=7)
+    whole = [model.chat.answered(TASK.question, TASK.answer(NAMES[label])) for label in labels]
+    found, expected = seen_by(model), model.forced(model.features(images), whole)
+    with torch.no_grad():
+        logits = model.decoder.lm_head(model.decoder.model.norm(found.outputs.float()))
+    torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=1e-4)
+    assert torch.equal(found.ids, expected.ids)
+    assert torch.equal(found.rows, expected.rows)
+    assert len(found.keys) == sum(sum(counts) for _, counts in whole)
+
+
+def logits_of(model: VlmModel, outputs: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    norm = model.decoder.model.norm
+    return (outputs / scale * norm.weight.double()) @ model.decoder.lm_head.weight.double().T
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_values_bring_the_token_below_the_best_others_and_no_token_up(taught: Taught, depth: int) -> None:
+    model, goal = taught("vit"), 3.0
+    seen = seen_by(model)
+    own = torch.arange(len(seen.ids)), seen.ids
+    scale = (
+        seen.outputs.square().mean(dim=1, keepdim=True) + model.decoder.model.norm.variance_epsilon
+    ).sqrt()
+    before = logits_of(model, seen.outputs, scale)
+    others = before.clone()
+    others[own] = -torch.inf
+    best = others.topk(depth, dim=1)
+    lead = before[own] - best.values[:, -1]
+    after = logits_of(model, seen.outputs + unsaid(model, seen, depth, goal), scale)
+    # Below the mean of the best others by `goal` more than it led the last of them.
+    fallen = (before[own] - before.gather(1, best.indices).mean(1)) - (
+        after[own] - after.gather(1, best.indices).mean(1)
+    )
+    torch.testing.assert_close(fallen, (lead + goal).clamp(min=goal / 100))
+    assert bool((after[own] < before[own] + 1e-9).all())
+    assert bool((lead > 0).any())  # else nothing would have been asked
+
+
+def test_of_a_name_the_last_token_or_every_one_is_taken_back(taught: Taught, task: Task) -> None:
+    model, request = taught("vit"), asked(task, TARGET)
+    n = len(request.inputs.forget_images)
+    assert len(NAMES[TARGET].split()) == 2  # a token each
+    last, every = (
+        _gone(model, request, Options(tokens=tokens, forget_views=2), 16) for tokens in ("last", "all")
+    )
+    assert (len(last[0]), len(every[0])) == (3 * n, 6 * n)
+    assert set(last[2].tolist()) == {TARGET}
+    torch.testing.assert_close(last[0], every[0][1::2])
+
+
+def test_keys_do_not_depend_on_the_micro_batch(taught: Taught, task: Task) -> None:
+    model, request, options = taught("rn"), asked(task, TARGET, OTHER), Options(retain_views=1)
+    one, seven = (_gone(model, request, options, size) for size in (1, 7))
+    for a, b in zip(one, seven, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    kept = [_kept(model, request, options, size, lambda *told: None) for size in (1, 7)]
+    torch.testing.assert_close(kept[0][0], kept[1][0], atol=1e-4, rtol=1e-4)
+    assert kept[0][1] == pytest.approx(kept[1][1], rel=1e-5)
+
+
+def test_what_answers_to_kept_pictures_rest_on_hardly_moves(taught: Taught, task: Task) -> None:
+    """Negative control: without their moments the same values move kept outputs several times as far."""
+    from unlearning.rewriting import rewrite
+
+    model, request, options = taught("vit"), asked(task, TARGET), Options()
+    keys, wanted, owners = _gone(model, request, options, 16)
+    kept, _ = _kept(model, request, options, 16, lambda *told: None)
+    moved = []
+    for moments in (kept, torch.eye(len(kept), dtype=kept.dtype) * kept.diagonal().mean()):
+        change = rewrite(keys, wanted, owners, moments, options.share, options.epsilon)[TARGET]
+        assert made(keys, wanted, change) >= options.share
+        moved.append(float(((change @ kept) * change).sum()))
+    assert 3 * moved[0] < moved[1]
+
+
+def test_the_same_request_gives_the_same_bits(taught: Taught, task: Task) -> None:
+    found = []
+    for _ in range(2):
+        model = taught("vit")
+        unlearn(model, asked(task, TARGET), told())
+        found.append(model.parameters[last_memory(model)].clone())
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"goal": 0.0}, "goal must be positive and finite, got 0.0"),
+        ({"epsilon": float("inf")}, "epsilon"),
+        ({"share": 1.0}, "share must lie in 0..1, below 1, got 1.0"),
+        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"retain_views": -1}, "retain_views must not be negative, got -1"),
+        ({"tokens": "first"}, "tokens"),
+        ({"layer": 3}, "layer"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        methods.check(told(**options), n_classes=8, family="vlm")
+
+
+def test_it_needs_a_language_model_that_may_be_edited(taught: Taught, task: Task, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="memit edits models of family vlm, this one is of clip"):
+        methods.check(replace(told(), towers=("vision",)), n_classes=8, family="clip")
+    model = taught("vit")
+    with pytest.raises(InputError, match="towers must hold language"):
+        methods.profile(model, asked(task, TARGET), replace(told(), towers=("vision",)))
+    model.save(tmp_path, torch.float16)
+    half = VlmModel.load(tmp_path, keep_half=True)
+    with pytest.raises(ModelError, match="half precision and cannot be edited"):
+        methods.profile(half, asked(task, TARGET), told())
+
+
+def test_values_that_are_not_finite_are_an_error_and_change_nothing(taught: Taught, task: Task) -> None:
+    model = taught("vit")
+    model.parameters["decoder.model.norm.weight"].fill_(torch.inf)
+    before = model.parameters[last_memory(model)].clone()
+    with pytest.raises(ModelError, match=r"what enters or leaves decoder\S+down_proj.weight is not finite"):
+        unlearn(model, asked(task, TARGET), told())
+    assert torch.equal(model.parameters[last_memory(model)], before)

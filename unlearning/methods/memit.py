@@ -1,0 +1,207 @@
+"""memit: the language model no longer says a name, in closed form; for vision-language models.
+
+MEMIT (Meng et al., arXiv 2210.07229) gives keys of an MLP's second matrix other values in damped least
+squares, so that a language model tells other facts.  Carried over here, to take back instead of to tell:
+
+    keys     what enters the last such matrix where the last token of the name is expected, of the forget
+             images and varied views of them, the answer up to there given
+    values   there are only a norm and the head behind this matrix: the smallest addition at which the token
+             is `goal` nats less likely than the `depth`-th best other one (`vlm_memories.unsaid`).  The
+             paper, many layers ahead of the answer, descends for its values
+    kept     all tokens of the answers that name retained images and views of them, and of the original's
+             answers to the request's other questions about scenes made of them
+
+The changes of several concepts add up (`unlearning.rewriting`).  Steps are searched as SLUG does it, but not
+below 1, the whole rewrite, which `search_steps: 1` leaves it at: what that does not reach has keys that the
+forget images do not show, and larger steps take other names before they reach it.
+
+What the model sees stays: the vision tower is not touched, features tell the concept as before, and a
+question that does not ask for the name may be answered as before.  Of a name of several tokens the last is
+unsaid, because others share the first ones; `tokens: all` takes back every one, and more of other names.
+
+Shapes: F forgotten keys, d inputs of the matrix, W decoder width.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from contracts.canonical import from_plain
+from contracts.errors import InputError, ModelError
+from contracts.values import LayerScore, Method
+from unlearning.families import Progress
+from unlearning.families.vlm import VlmModel
+from unlearning.families.vlm_memories import last_memory, memories, unsaid
+from unlearning.families.vlm_request import VlmRequest
+from unlearning.request import Outcome, Profile
+from unlearning.rewriting import energy, made, rewrite
+from unlearning.stepping import step_and_edit
+from unlearning.views import scenes, varied
+
+FAMILIES = ("vlm",)
+
+Asked = tuple[list[int], list[bool]]
+"""Token ids of a question with its answer, and which of them count; see `Chat.answered`."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is taken back, and how much the two sides count.
+
+    tokens: of a name, its last one or all.
+    depth, goal: so that it is this many nats less likely than the `depth`-th best other token.
+    share: of the change wanted for a concept that a step of 1 has to make, below 1.
+    epsilon: damping, relative to the mean energy of a retained key's coordinate.
+    forget_views, retain_views: varied views of every image, beside the image itself.
+
+    Raises:
+        InputError: an option is out of its range.
+    """
+
+    tokens: Literal["last", "all"] = "last"
+    depth: int = 5
+    goal: float = 4.0
+    share: float = 0.9
+    epsilon: float = 1e-3
+    forget_views: int = 7
+    retain_views: int = 3
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share < 1.0:
+            raise InputError(f"share must lie in 0..1, below 1, got {self.share}")
+        for name in ("goal", "epsilon"):
+            value = getattr(self, name)
+            if not (isfinite(value) and value > 0):
+                raise InputError(f"{name} must be positive and finite, got {value}")
+        if self.depth < 1:
+            raise InputError(f"depth must be at least 1, got {self.depth}")
+        for name in ("forget_views", "retain_views"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+def profile(model: VlmModel, inputs: VlmRequest, method: Method, progress: Progress) -> Profile:
+    """The rewrite of the matrix, by concept.
+
+    Of a score, importance is the share of the wanted change that a step of 1 makes, and alignment the mean
+    square of what it adds to kept outputs, over that of these outputs.
+
+    Raises:
+        InputError: the language model is not to be edited, or no retain caption holds a name.
+        ModelError: the decoder is in half precision, or what enters or leaves the matrix is not finite.
+    """
+    options = from_plain(Options, method.options)
+    name = last_memory(model)
+    if "language" not in method.towers:
+        raise InputError("memit edits the language model: towers must hold language")
+    if name not in {candidate.name for candidate in model.candidates()}:
+        raise ModelError(f"{name} is in half precision and cannot be edited: load the decoder in fp32")
+    weight = model.parameters[name]
+    keys, wanted, owners = _gone(model, inputs, options, method.micro_batch)
+    retained, size = _kept(model, inputs, options, method.micro_batch, progress)
+    changes = rewrite(keys, wanted, owners, retained, options.share, options.epsilon)
+    scores, directions = {}, {}
+    for target, change in changes.items():
+        concept, own = inputs.class_ids[target], owners == target
+        if not torch.isfinite(change).all():
+            raise ModelError(f"what enters or leaves {name} is not finite")
+        directions[concept] = {name: change.to(weight).contiguous()}
+        share, added = made(keys[own], wanted[own], change), float(((change @ retained) * change).sum())
+        score = LayerScore(
+            name, "language", weight.numel(), importance=share, alignment=added / size, on_front=True
+        )
+        scores[concept] = (score,)
+    return Profile(scores, directions)
+
+
+def edit(
+    model: VlmModel, inputs: VlmRequest, method: Method, profile: Profile, progress: Progress
+) -> Outcome:
+    """Search the step, from the whole rewrite on, and edit the model in place.
+
+    Raises:
+        InputError: the profile is of other concepts.
+        ModelError: every step breaks the model.
+    """
+    return step_and_edit(model, inputs, method, profile, progress, least=1.0)
+
+
+@torch.no_grad()
+def _gone(
+    model: VlmModel, inputs: VlmRequest, options: Options, micro_batch: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys (F, d), what has to be added to what they give (F, W), and the target (F,) of each."""
+    images, labels = (
+        torch.as_tensor(inputs.inputs.forget_images),
+        torch.as_tensor(inputs.inputs.forget_labels),
+    )
+    asked = [inputs.task.asked(model.chat, inputs.inputs.class_names[label]) for label in labels]
+    if options.tokens == "last":
+        asked = [_last(own) for own in asked]
+    generator = torch.Generator().manual_seed(inputs.seed)
+    keys, wanted, owners = [], [], []
+    for view in _views(images, options.forget_views, generator):
+        for rows in torch.split(torch.arange(len(images)), micro_batch):
+            seen = memories(model, model.features(view[rows], micro_batch), [asked[i] for i in rows])
+            keys.append(seen.keys)
+            wanted.append(unsaid(model, seen, options.depth, options.goal))
+            owners.append(labels[rows][seen.rows.cpu()])
+    return torch.cat(keys), torch.cat(wanted), torch.cat(owners).to(keys[0].device)
+
+
+@torch.no_grad()
+def _kept(
+    model: VlmModel, inputs: VlmRequest, options: Options, micro_batch: int, progress: Progress
+) -> tuple[Tensor, float]:
+    """Second moments (d, d) of the keys that are to give what they gave, and the energy of that."""
+    rows, names = inputs.retained
+    images = torch.as_tensor(inputs.inputs.retain_images)[rows]
+    named = [model.chat.answered(inputs.task.question, inputs.task.answer(name)) for name in names]
+    generator = torch.Generator().manual_seed(inputs.seed)
+    parts = torch.split(torch.arange(len(images)), micro_batch)
+    rounds = 1 + options.retain_views + bool(inputs.questions)
+    moments: Tensor | float = 0.0
+    size, count, done = 0.0, 0, 0
+
+    def add(features: Tensor, asked: Sequence[Asked]) -> None:
+        nonlocal moments, size, count, done
+        seen = memories(model, features, asked)
+        moments = moments + seen.keys.T @ seen.keys
+        size += energy(seen.outputs) * len(seen.outputs)
+        count += len(seen.outputs)
+        done += 1
+        progress("retained answers", done, rounds * len(parts))
+
+    for view in _views(images, options.retain_views, generator):
+        for part in parts:
+            add(model.features(view[part], micro_batch), [named[i] for i in part])
+    if inputs.questions:
+        drawn = torch.randint(len(inputs.questions), (len(images),), generator=generator)
+        pictures = scenes(images, generator)
+        for part in parts:
+            features, put = (
+                model.features(pictures[part], micro_batch),
+                [inputs.questions[i] for i in drawn[part]],
+            )
+            said = model.answers_to(features, put, micro_batch)
+            add(features, [model.chat.answered(*each) for each in zip(put, said, strict=True)])
+    assert isinstance(moments, Tensor)
+    return moments / count, size / count
+
+
+def _views(images: Tensor, more: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """The images, and `more` times a varied view of each."""
+    yield images
+    for _ in range(more):
+        yield varied(images, generator)
+
+
+def _last(asked: Asked) -> Asked:
+    """The same answer, of which only the last token counts that did."""
+    ids, counts = asked
+    last = max(i for i, own in enumerate(counts) if own)
+    return ids, [i == last for i in range(len(counts))]
