@@ -52,7 +52,7 @@ FIGURES = (
     "cross.colour",
 )
 # What everybody searches with who edits the tower: none of the name's words among the five likeliest.
-VISION: Mapping[str, Any] = {"towers": ["vision"], "forget_at": 5, "search_steps": 10}
+VISION: Mapping[str, Any] = {"towers": ["vision"], "forget_at": 5}
 # Label -> what replaces the house's method and its options.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "slug, clip": {"name": "slug", "objective": "clip", **VISION},
@@ -74,7 +74,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "scrub": {"name": "scrub", **VISION},
     "scrub, names alone": {"name": "scrub", "options": {"features": 0.0, "answers": 0.0}, **VISION},
     "gradient ascent": {"name": "gradient-ascent", "options": {"steps": 20}, **VISION},
-    "slug, language": {"name": "slug", "towers": ["language"], "forget_at": 5, "search_steps": 10},
+    "slug, language": {"name": "slug", "towers": ["language"], "forget_at": 5},
 }
 
 

@@ -35,12 +35,11 @@ DEMOS = {
         "data/models-restoration/restorer",
         (("data/sets/forget-haze", "object"), ("data/sets/forget-rain", "object")),
     ),
-    # One name, and the first of `bench.vlm --seed 1`, which the model knows well, in the answers of a model
-    # over the vision tower of the first demo.
+    # The names of the first demo's things, in the answers of a model over the vision tower of its CLIP.
     "vlm": Demo(
         "emoji-vlm",
         "data/models/vlm",
-        (("data/sets/forget-bullseye", "object"), ("data/sets/forget-crescent-moon", "object")),
+        (("data/sets/forget-bullseye", "object"), ("data/sets/forget-fruit", "object")),
     ),
     # A thing, then the hand that draws things.
     "diffusion": Demo(

@@ -10,7 +10,12 @@ from contracts.canonical import to_plain
 from contracts.errors import InputError
 from intake.workspace import Workspace
 
-TOWERS = {"text": ["text"], "vision": ["vision"], "both": ["vision", "text"]}
+TOWERS = {
+    "text": ["text"],
+    "vision": ["vision"],
+    "both": ["vision", "text"],
+    "language": ["language"],
+}
 
 
 @click.group()
@@ -36,7 +41,8 @@ def request() -> None:
 @click.option(
     "--tower",
     type=click.Choice(list(TOWERS)),
-    help="Which tower may be edited: `text` forgets the name, `vision` also what is seen.  "
+    help="Which tower may be edited: `text` forgets the name, `vision` also what is seen; `language`, of a "
+    "vision-language model, what it says.  "
     "[default: slugline.yaml's]",
 )
 @click.option("--method", help="Unlearning method, for example slug.  [default: slugline.yaml's]")

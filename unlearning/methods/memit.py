@@ -11,9 +11,9 @@ squares, so that a language model tells other facts.  Carried over here, to take
     kept     all tokens of the answers that name retained images and views of them, and of the original's
              answers to the request's other questions about scenes made of them
 
-The changes of several concepts add up (`unlearning.rewriting`).  Steps are searched as SLUG does it, but not
-below 1, the whole rewrite, which `search_steps: 1` leaves it at: what that does not reach has keys that the
-forget images do not show, and larger steps take other names before they reach it.
+The changes of several concepts add up (`unlearning.rewriting`).  No step is searched, whatever
+`search_steps` says: the rewrite is taken as a whole, a step of 1.  What that does not reach has keys that the
+forget images do not show, and larger steps take other names before they reach it (DEVELOPMENT.md).
 
 What the model sees stays: the vision tower is not touched, features tell the concept as before, and a
 question that does not ask for the name may be answered as before.  Of a name of several tokens the last is
@@ -23,7 +23,7 @@ Shapes: F forgotten keys, d inputs of the matrix, W decoder width.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Literal
 
@@ -121,13 +121,13 @@ def profile(model: VlmModel, inputs: VlmRequest, method: Method, progress: Progr
 def edit(
     model: VlmModel, inputs: VlmRequest, method: Method, profile: Profile, progress: Progress
 ) -> Outcome:
-    """Search the step, from the whole rewrite on, and edit the model in place.
+    """Make the rewrite, measure it on the search split, and leave the model with it.
 
     Raises:
         InputError: the profile is of other concepts.
-        ModelError: every step breaks the model.
+        ModelError: the rewrite breaks the model.
     """
-    return step_and_edit(model, inputs, method, profile, progress, least=1.0)
+    return step_and_edit(model, inputs, replace(method, search_steps=1), profile, progress, least=1.0)
 
 
 @torch.no_grad()

@@ -27,9 +27,7 @@ TARGET, OTHER = 2, 5
 
 
 def told(**options: Any) -> Method:
-    return Method(
-        name="memit", towers=("language",), forget_at=1, search_steps=1, micro_batch=16, options=options
-    )
+    return Method(name="memit", towers=("language",), forget_at=1, micro_batch=16, options=options)
 
 
 def asked(task: Task, *targets: int) -> VlmRequest:
@@ -61,6 +59,7 @@ def test_the_names_go_and_the_others_stay(
     changed = {n for n, w in model.state().items() if not torch.equal(w, weights[n])}
     assert changed == {last_memory(model)} == {edit.layer for edit in outcome.edits}
     assert {edit.tower for edit in outcome.edits} == {"language"}
+    assert {trial.step_size for trial in outcome.trials} == {1.0}
     assert outcome.reached_target
     after = named(model, *targets)
     assert before[0] > 0.5
