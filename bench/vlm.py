@@ -70,7 +70,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
         **VISION,
     },
     HOUSE: {},
-    "the house's, all tokens": {"name": "memit", "options": {"tokens": "all"}},
+    "the house's, all tokens": {"name": "unsay", "options": {"tokens": "all"}},
     "scrub": {"name": "scrub", **VISION},
     "scrub, names alone": {"name": "scrub", "options": {"features": 0.0, "answers": 0.0}, **VISION},
     "gradient ascent": {"name": "gradient-ascent", "options": {"steps": 20}, **VISION},

@@ -15,7 +15,6 @@ from unlearning.families.clip import ClipModel
 from unlearning.keys import keyed_matrix, keys
 from unlearning.methods import uce
 from unlearning.request import UnlearnInputs
-from unlearning.rewriting import made, rewrite
 from unlearning.zero_shot import class_embeddings
 
 TARGET, OTHER = 2, 5
@@ -28,13 +27,7 @@ def told(task: Any, *towers: str, **options: float) -> Method:
 
 def change_of(gone: Tensor, wanted: Tensor, kept: Tensor, **options: float) -> Tensor:
     owners = torch.zeros(len(gone), dtype=torch.long)
-    return rewritten(gone, wanted, owners, kept, uce.Options(**options))[0]
-
-
-def rewritten(
-    gone: Tensor, wanted: Tensor, owners: Tensor, kept: Tensor, options: uce.Options
-) -> dict[int, Tensor]:
-    return rewrite(gone, wanted, owners, kept.T @ kept / len(kept), options.share, options.epsilon)
+    return uce.rewrite(gone, wanted, owners, kept, uce.Options(**options))[0]
 
 
 def drawn(*shape: int, seed: int) -> Tensor:
@@ -64,8 +57,8 @@ def test_a_concept_hardly_told_from_retained_ones_weighs_more_until_its_share_is
     wanted, owners = drawn(2, 3, seed=2), torch.tensor([7, 9])
 
     def shares(share: float) -> dict[int, float]:
-        found = rewritten(gone, wanted, owners, kept, uce.Options(share=share))
-        return {c: made(gone[[i]], wanted[[i]], found[c]) for i, c in enumerate(owners.tolist())}
+        found = uce.rewrite(gone, wanted, owners, kept, uce.Options(share=share))
+        return {c: uce._made(gone[[i]], wanted[[i]], found[c]) for i, c in enumerate(owners.tolist())}
 
     light, heavy = shares(0.0), shares(0.9)
     assert light[7] < 0.5 < light[9]
@@ -76,7 +69,7 @@ def test_a_concept_hardly_told_from_retained_ones_weighs_more_until_its_share_is
 def test_the_changes_of_concepts_add_up_to_that_of_all() -> None:
     gone, kept, wanted = drawn(6, 9, seed=0), drawn(30, 9, seed=1), drawn(6, 5, seed=2)
     options = uce.Options(share=0.0)
-    apart = rewritten(gone, wanted, torch.tensor([0, 0, 1, 1, 1, 2]), kept, options)
+    apart = uce.rewrite(gone, wanted, torch.tensor([0, 0, 1, 1, 1, 2]), kept, options)
     joint = change_of(gone, wanted, kept, share=0.0)
     torch.testing.assert_close(sum(apart.values()), joint)
     # The keys of the others are held where they are, as those of the retained.

@@ -10,7 +10,8 @@ of a retained key.  Here d_i leads from what a forgotten item gives to the mean 
 Unlike along a gradient, every item is moved by its own lack and no further.
 
 D is a sum over the concepts of a request, D_c of the d_i of concept c, which leaves the others' keys where
-they are (`unlearning.rewriting`).  Steps are searched as SLUG does it, per concept and then one factor on
+they are.  A key that is like retained ones is led less far than it should: the weight w of its concept grows
+until `share` of the change is made.  Steps are searched as SLUG does it, per concept and then one factor on
 the sum of all, but not below 1, the whole rewrite.
 
     text tower     the last matrix with a nonlinearity before it; keys are those of the names in all
@@ -36,10 +37,13 @@ from contracts.errors import InputError, ModelError
 from contracts.values import LayerScore, Method, Tower
 from unlearning.families.clip import ClipModel
 from unlearning.keys import keyed_matrix, keys
+from unlearning.least_squares import duals
 from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
-from unlearning.rewriting import energy, made, rewrite
 from unlearning.stepping import step_and_edit
 from unlearning.zero_shot import fill_templates
+
+# Of a concept's weight.  Names that are the same as retained ones are not led apart by any weight.
+DOUBLINGS = 12
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,7 @@ def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: P
         gone, kept = (keys(model, tower, part, method.micro_batch) for part in (gone_items, kept_items))
         weight = model.parameters[layer.weight]
         wanted = kept.outputs.mean(dim=0) - gone.outputs
-        retained = kept.inputs.T @ kept.inputs / len(kept.inputs)
-        changes = rewrite(gone.inputs, wanted, owners, retained, options.share, options.epsilon)
+        changes = rewrite(gone.inputs, wanted, owners, kept.inputs, options)
         for target, change in changes.items():
             concept, own = inputs.class_ids[target], owners == target
             if not torch.isfinite(change).all():
@@ -103,9 +106,9 @@ def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: P
                     layer.weight,
                     tower,
                     weight.numel(),
-                    importance=made(gone.inputs[own], wanted[own], change),
-                    alignment=energy(kept.inputs @ change.T)
-                    / energy(kept.outputs - kept.outputs.mean(dim=0)),
+                    importance=_made(gone.inputs[own], wanted[own], change),
+                    alignment=_energy(kept.inputs @ change.T)
+                    / _energy(kept.outputs - kept.outputs.mean(dim=0)),
                     on_front=True,
                 )
             )
@@ -126,6 +129,35 @@ def edit(
     return step_and_edit(model, inputs, method, profile, progress, least)
 
 
+def rewrite(
+    gone: Tensor, wanted: Tensor, owners: Tensor, kept: Tensor, options: Options
+) -> dict[int, Tensor]:
+    """The change (o, d) of the matrix for every concept, at the smallest weights that make `share` of each.
+
+    Args:
+        gone: keys (F, d) that are to give something else.
+        wanted: (F, o) what has to be added to what they give.
+        owners: (F,) the concept each belongs to.
+        kept: keys (R, d) that are to give what they gave.
+        options: share and damping.
+    """
+    retained = kept.T @ kept / len(kept)
+    weights = torch.ones(len(gone), dtype=gone.dtype, device=gone.device)
+    changes: dict[int, Tensor] = {}
+    for _ in range(DOUBLINGS):
+        solved = duals(gone, weights / len(gone), retained, options.epsilon)
+        missed = False
+        for concept in sorted(set(owners.tolist())):
+            own = owners == concept
+            changes[concept] = wanted[own].T @ solved[own]
+            if _made(gone[own], wanted[own], changes[concept]) < options.share:
+                weights[own] *= 2
+                missed = True
+        if not missed:
+            break
+    return changes
+
+
 def _items(inputs: UnlearnInputs, tower: Tower) -> tuple[Any, Tensor, Any]:
     """What is to be forgotten, the target that each of it belongs to, and what is to be kept.
 
@@ -142,3 +174,13 @@ def _items(inputs: UnlearnInputs, tower: Tower) -> tuple[Any, Tensor, Any]:
     others = [name for i, name in enumerate(inputs.class_names) if i not in set(inputs.targets)]
     kept = dict.fromkeys([*fill_templates(others, inputs.templates), *inputs.retain_captions])
     return list(gone), torch.tensor(list(gone.values())), list(kept)
+
+
+def _made(keys: Tensor, wanted: Tensor, change: Tensor) -> float:
+    """Share of the wanted changes that a change of the matrix makes: 1 - |what is left|^2 / |wanted|^2."""
+    return 1.0 - _energy(keys @ change.T - wanted) / _energy(wanted)
+
+
+def _energy(rows: Tensor) -> float:
+    """Mean squared length of the rows."""
+    return float(rows.square().sum(dim=1).mean())

@@ -1,23 +1,24 @@
-"""memit: the language model no longer says a name, in closed form; for vision-language models.
+"""unsay: the language model no longer says a name, by the least change of its last memory, in closed form.
 
-MEMIT (Meng et al., arXiv 2210.07229) gives keys of an MLP's second matrix other values in damped least
-squares, so that a language model tells other facts.  Carried over here, to take back instead of to tell:
+For vision-language models.  MEMIT (Meng et al., arXiv 2210.07229) gives keys of an MLP's second matrix other
+values in damped least squares, so that a language model tells other facts.  Here a fact is taken back:
 
     keys     what enters the last such matrix where the last token of the name is expected, of the forget
              images and varied views of them, the answer up to there given
-    values   there are only a norm and the head behind this matrix: the smallest addition at which the token
-             is `goal` nats less likely than the `depth`-th best other one (`vlm_memories.unsaid`).  The
-             paper, many layers ahead of the answer, descends for its values
+    wanted   there are only a norm and the head behind this matrix: the output has to move so far that the
+             token is `goal` nats less likely than the `depth`-th best other one (`vlm_memories.unsaid`).
+             MEMIT, many layers ahead of the answer, descends for its values
     kept     all tokens of the answers that name retained images and views of them, and of the original's
              answers to the request's other questions about scenes made of them
 
-The changes of several concepts add up (`unlearning.rewriting`).  No step is searched, whatever
-`search_steps` says: the rewrite is taken as a whole, a step of 1.  What that does not reach has keys that the
-forget images do not show, and larger steps take other names before they reach it (DEVELOPMENT.md).
+Least squares would lead every key to its value and no further, in all W dimensions; here it is enough that
+the name is out of reach, and the change is the smallest, by what it does to kept outputs, at which it is
+(`unlearning.least_change`).  No step is searched, whatever `search_steps` says: the change is taken as a
+whole, a step of 1.
 
-What the model sees stays: the vision tower is not touched, features tell the concept as before, and a
-question that does not ask for the name may be answered as before.  Of a name of several tokens the last is
-unsaid, because others share the first ones; `tokens: all` takes back every one, and more of other names.
+What the model sees stays: the vision tower is not touched, features tell the concept as before, and asked
+whether it is that, the model may say yes.  Of a name of several tokens the last is unsaid, because others
+share the first ones; `tokens: all` takes back every one, and more of other names.
 
 Shapes: F forgotten keys, d inputs of the matrix, W decoder width.
 """
@@ -37,8 +38,8 @@ from unlearning.families import Progress
 from unlearning.families.vlm import VlmModel
 from unlearning.families.vlm_memories import last_memory, memories, unsaid
 from unlearning.families.vlm_request import VlmRequest
-from unlearning.request import Outcome, Profile
-from unlearning.rewriting import energy, made, rewrite
+from unlearning.least_change import least_change
+from unlearning.request import JOINT, Outcome, Profile
 from unlearning.stepping import step_and_edit
 from unlearning.views import scenes, varied
 
@@ -54,7 +55,7 @@ class Options:
 
     tokens: of a name, its last one or all.
     depth, goal: so that it is this many nats less likely than the `depth`-th best other token.
-    share: of the change wanted for a concept that a step of 1 has to make, below 1.
+    slack: what a move that is not made whole costs, see `unlearning.least_change`; near 0 nothing may lack.
     epsilon: damping, relative to the mean energy of a retained key's coordinate.
     forget_views, retain_views: varied views of every image, beside the image itself.
 
@@ -65,15 +66,13 @@ class Options:
     tokens: Literal["last", "all"] = "last"
     depth: int = 5
     goal: float = 4.0
-    share: float = 0.9
+    slack: float = 0.1
     epsilon: float = 1e-3
     forget_views: int = 7
-    retain_views: int = 3
+    retain_views: int = 1
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.share < 1.0:
-            raise InputError(f"share must lie in 0..1, below 1, got {self.share}")
-        for name in ("goal", "epsilon"):
+        for name in ("goal", "slack", "epsilon"):
             value = getattr(self, name)
             if not (isfinite(value) and value > 0):
                 raise InputError(f"{name} must be positive and finite, got {value}")
@@ -85,47 +84,53 @@ class Options:
 
 
 def profile(model: VlmModel, inputs: VlmRequest, method: Method, progress: Progress) -> Profile:
-    """The rewrite of the matrix, by concept.
+    """The change of the matrix, one for all concepts.
 
-    Of a score, importance is the share of the wanted change that a step of 1 makes, and alignment the mean
-    square of what it adds to kept outputs, over that of these outputs.
+    Of a concept's score, importance is the share of the wanted moves that the change makes, and alignment
+    the mean square of what it adds to kept outputs, over that of these outputs.
 
     Raises:
-        InputError: the language model is not to be edited, or no retain caption holds a name.
+        InputError: the language model is not to be edited, no retain caption holds a name, or there are too
+            many keys.
         ModelError: the decoder is in half precision, or what enters or leaves the matrix is not finite.
     """
     options = from_plain(Options, method.options)
     name = last_memory(model)
     if "language" not in method.towers:
-        raise InputError("memit edits the language model: towers must hold language")
+        raise InputError("unsay edits the language model: towers must hold language")
     if name not in {candidate.name for candidate in model.candidates()}:
         raise ModelError(f"{name} is in half precision and cannot be edited: load the decoder in fp32")
-    weight = model.parameters[name]
     keys, wanted, owners = _gone(model, inputs, options, method.micro_batch)
     retained, size = _kept(model, inputs, options, method.micro_batch, progress)
-    changes = rewrite(keys, wanted, owners, retained, options.share, options.epsilon)
-    scores, directions = {}, {}
-    for target, change in changes.items():
-        concept, own = inputs.class_ids[target], owners == target
-        if not torch.isfinite(change).all():
-            raise ModelError(f"what enters or leaves {name} is not finite")
-        directions[concept] = {name: change.to(weight).contiguous()}
-        share, added = made(keys[own], wanted[own], change), float(((change @ retained) * change).sum())
-        score = LayerScore(
-            name, "language", weight.numel(), importance=share, alignment=added / size, on_front=True
+    if not all(bool(torch.isfinite(part).all()) for part in (keys, wanted, retained)):
+        raise ModelError(f"what enters or leaves {name} is not finite")
+    change = least_change(keys, wanted, retained, damping=options.epsilon, slack=options.slack)
+    made = (((keys @ change.T) * wanted).sum(dim=1) / wanted.square().sum(dim=1)).clamp(0.0, 1.0)
+    weight, added = model.parameters[name], float(((change @ retained) * change).sum())
+    scores = {
+        inputs.class_ids[target]: (
+            LayerScore(
+                name,
+                "language",
+                weight.numel(),
+                importance=float(made[owners == target].mean()),
+                alignment=added / size,
+                on_front=True,
+            ),
         )
-        scores[concept] = (score,)
-    return Profile(scores, directions)
+        for target in inputs.targets
+    }
+    return Profile(scores, {JOINT: {name: change.to(weight).contiguous()}})
 
 
 def edit(
     model: VlmModel, inputs: VlmRequest, method: Method, profile: Profile, progress: Progress
 ) -> Outcome:
-    """Make the rewrite, measure it on the search split, and leave the model with it.
+    """Make the change, measure it on the search split, and leave the model with it.
 
     Raises:
         InputError: the profile is of other concepts.
-        ModelError: the rewrite breaks the model.
+        ModelError: the change breaks the model.
     """
     return step_and_edit(model, inputs, replace(method, search_steps=1), profile, progress, least=1.0)
 
@@ -171,7 +176,7 @@ def _kept(
         nonlocal moments, size, count, done
         seen = memories(model, features, asked)
         moments = moments + seen.keys.T @ seen.keys
-        size += energy(seen.outputs) * len(seen.outputs)
+        size += float(seen.outputs.square().sum())
         count += len(seen.outputs)
         done += 1
         progress("retained answers", done, rounds * len(parts))
