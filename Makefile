@@ -15,8 +15,9 @@ export UV_SYSTEM_CERTS := 1
 demo: install
 	$(BIN)/slugline demo
 
+# A process for every core; a module's tests stay together, with what it sets up.
 test: install-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadscope
 
 # `dvc status` compares every built set and the trained weights with dvc.lock; the bundle must stay small.
 check: install-dev
