@@ -86,7 +86,13 @@ class Options(Budget):
 
 
 def profile(model: VlmModel, inputs: VlmRequest, method: Method, progress: Progress) -> Profile:
-    """No layer is scored."""
+    """No layer is scored.
+
+    Raises:
+        InputError: the tower is not to be edited.
+    """
+    if "vision" not in method.towers:
+        raise InputError("scrub trains the vision tower: towers must hold vision (--tower vision)")
     return unprofiled(inputs)
 
 
@@ -103,14 +109,14 @@ def edit(
     options = from_plain(Options, method.options)
     teacher = _Teacher.of(model, inputs, options, method.micro_batch, progress)
     batches = partial(_Batches, model, inputs, options, teacher, method.micro_batch)
-    late = _late(model, method)
+    late = _late(model)
     return train(model, inputs, method, options, batches, _Batches.loss, profile, progress, names=late)
 
 
-def _late(model: VlmModel, method: Method) -> list[str]:
+def _late(model: VlmModel) -> list[str]:
     """The tensors that are trained: of the later half of the stages that feed the language model."""
     tower, half = model.staged("vision"), model.reader.cut // 2
-    return [name for name in trainable(model, method.towers) if tower.stage_of(name) >= half]
+    return [name for name in trainable(model, ("vision",)) if tower.stage_of(name) >= half]
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ share the first ones; `tokens: all` takes back every one, and more of other name
 Shapes: F forgotten keys, d inputs of the matrix, W decoder width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Literal
@@ -97,7 +97,7 @@ def profile(model: VlmModel, inputs: VlmRequest, method: Method, progress: Progr
     options = from_plain(Options, method.options)
     name = last_memory(model)
     if "language" not in method.towers:
-        raise InputError("unsay edits the language model: towers must hold language")
+        raise InputError("unsay edits the language model: towers must hold language (--tower language)")
     if name not in {candidate.name for candidate in model.candidates()}:
         raise ModelError(f"{name} is in half precision and cannot be edited: load the decoder in fp32")
     keys, wanted, owners = _gone(model, inputs, options, method.micro_batch)
@@ -140,10 +140,8 @@ def _gone(
     model: VlmModel, inputs: VlmRequest, options: Options, micro_batch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keys (F, d), what has to be added to what they give (F, W), and the target (F,) of each."""
-    images, labels = (
-        torch.as_tensor(inputs.inputs.forget_images),
-        torch.as_tensor(inputs.inputs.forget_labels),
-    )
+    images = torch.as_tensor(inputs.inputs.forget_images)
+    labels = torch.as_tensor(inputs.inputs.forget_labels)
     asked = [inputs.task.asked(model.chat, inputs.inputs.class_names[label]) for label in labels]
     if options.tokens == "last":
         asked = [_last(own) for own in asked]
@@ -163,39 +161,38 @@ def _kept(
     model: VlmModel, inputs: VlmRequest, options: Options, micro_batch: int, progress: Progress
 ) -> tuple[Tensor, float]:
     """Second moments (d, d) of the keys that are to give what they gave, and the energy of that."""
-    rows, names = inputs.retained
-    images = torch.as_tensor(inputs.inputs.retain_images)[rows]
-    named = [model.chat.answered(inputs.task.question, inputs.task.answer(name)) for name in names]
-    generator = torch.Generator().manual_seed(inputs.seed)
-    parts = torch.split(torch.arange(len(images)), micro_batch)
+    moments, size, count = torch.zeros(()), 0.0, 0
     rounds = 1 + options.retain_views + bool(inputs.questions)
-    moments: Tensor | float = 0.0
-    size, count, done = 0.0, 0, 0
-
-    def add(features: Tensor, asked: Sequence[Asked]) -> None:
-        nonlocal moments, size, count, done
+    total = rounds * -(-len(inputs.retained[0]) // micro_batch)
+    for done, (features, asked) in enumerate(_kept_answers(model, inputs, options, micro_batch), start=1):
         seen = memories(model, features, asked)
-        moments = moments + seen.keys.T @ seen.keys
+        moments = moments.to(seen.keys) + seen.keys.T @ seen.keys
         size += float(seen.outputs.square().sum())
         count += len(seen.outputs)
-        done += 1
-        progress("retained answers", done, rounds * len(parts))
+        progress("retained answers", done, total)
+    return moments / count, size / count
 
+
+def _kept_answers(
+    model: VlmModel, inputs: VlmRequest, options: Options, micro_batch: int
+) -> Iterator[tuple[Tensor, list[Asked]]]:
+    """Features of retained images, views and scenes, with a question and its whole answer to each."""
+    rows, names = inputs.retained
+    images = torch.as_tensor(inputs.inputs.retain_images)[rows]
+    generator = torch.Generator().manual_seed(inputs.seed)
+    named = [model.chat.answered(inputs.task.question, inputs.task.answer(name)) for name in names]
+    parts = torch.split(torch.arange(len(images)), micro_batch)
     for view in _views(images, options.retain_views, generator):
         for part in parts:
-            add(model.features(view[part], micro_batch), [named[i] for i in part])
+            yield model.features(view[part], micro_batch), [named[i] for i in part]
     if inputs.questions:
         drawn = torch.randint(len(inputs.questions), (len(images),), generator=generator)
         pictures = scenes(images, generator)
         for part in parts:
-            features, put = (
-                model.features(pictures[part], micro_batch),
-                [inputs.questions[i] for i in drawn[part]],
-            )
+            features = model.features(pictures[part], micro_batch)
+            put = [inputs.questions[i] for i in drawn[part]]
             said = model.answers_to(features, put, micro_batch)
-            add(features, [model.chat.answered(*each) for each in zip(put, said, strict=True)])
-    assert isinstance(moments, Tensor)
-    return moments / count, size / count
+            yield features, [model.chat.answered(*each) for each in zip(put, said, strict=True)]
 
 
 def _views(images: Tensor, more: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -118,6 +118,8 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], problem: str)
         methods.check(told(**options), n_classes=8, family="vlm")
 
 
-def test_it_is_for_vision_language_models_alone() -> None:
+def test_it_is_for_the_tower_of_vision_language_models_alone(taught: Taught, task: Task) -> None:
+    with pytest.raises(InputError, match=r"scrub trains the vision tower: .* \(--tower vision\)"):
+        methods.profile(taught("vit"), asked(task), replace(told(), towers=("language",)))
     with pytest.raises(InputError, match="scrub"):
         methods.check(replace(told(), towers=("vision",)), n_classes=8, family="clip")
