@@ -47,7 +47,7 @@ def test_methods_are_listed_by_family() -> None:
     for_all = ("ascent-finetuning", "gradient-ascent", "slug", "slug-preconditioned")
     assert methods.names("diffusion") == (*for_all, "uce-cross-attention")
     assert methods.names("restoration") == tuple(sorted((*for_all, "instance-unlearning")))
-    assert methods.names("vlm") == tuple(sorted((*for_all, "scrub")))
+    assert methods.names("vlm") == tuple(sorted((*for_all, "scrub", "unsay")))
     assert "instance-unlearning" not in methods.names("clip")
     assert set().union(*(methods.names(family) for family in FAMILIES)) == set(methods.names())
 
