@@ -65,6 +65,15 @@ _BY_METHOD = {
         "kept names, the nearest being 1.",
         tried="anchors",
     ),
+    "unsay": ScoreWords(
+        layers="The least change of the matrix moves its outputs until the names are out of reach "
+        "(importance: the share of the wanted moves that it makes) and leaves kept ones where they are "
+        "(alignment: what it adds to them).",
+        caption="Importance: share of the wanted moves that are made. Alignment: what is added to kept "
+        "outputs, as a share of them, squared",
+        step="One matrix of the language model is changed in closed form, for all names at once: "
+        "weight += λ · change, λ = 1 being all of it.",
+    ),
     "erase-linear": ScoreWords(
         layers="The erasure takes out of the layer's inputs what tells the concepts linearly (importance: "
         "how much that is) and moves the inputs as little as that allows (alignment: how much that moves).",

@@ -19,12 +19,24 @@ Shapes: F keys, d inputs and o outputs of the matrix.
 import torch
 from torch import Tensor
 
-from contracts.errors import InputError
+from contracts.errors import InputError, ModelError
 
-# Sweeps over all keys end when no key could still gain more than this share of what is wanted of it.
+# Sweeps over all keys end when no key misses its condition of optimality by more than this share of what is
+# wanted of it.  Keys that contradict each other may take longer: after so many sweeps it is as good as it is,
+# and what is lacking shows in what the keys are moved.
 PRECISION, SWEEPS = 1e-3, 1000
-# Their products are kept, 8 F^2 bytes: 2 GiB.
-MOST_KEYS = 16384
+# Two matrices of F x F are kept, 16 F^2 bytes: 1 GiB.
+MOST_KEYS = 8192
+
+
+def check_number(keys: int) -> None:
+    """Refuse more keys than fit.
+
+    Raises:
+        InputError: there are more than `MOST_KEYS`.
+    """
+    if keys > MOST_KEYS:
+        raise InputError(f"{keys} keys are more than {MOST_KEYS}: show fewer views, or fewer items")
 
 
 def least_change(keys: Tensor, wanted: Tensor, retained: Tensor, *, damping: float, slack: float) -> Tensor:
@@ -35,20 +47,23 @@ def least_change(keys: Tensor, wanted: Tensor, retained: Tensor, *, damping: flo
         wanted: (F, o), none of them zero: u_i and b_i are its direction and its length.
         retained: second moments (d, d) of the keys whose outputs are to stay.
         damping: e, relative to the mean of the diagonal of `retained`.
-        slack: r, positive.
+        slack: r, positive; a key by itself makes 1 / (1 + r) of its move.
 
     Raises:
-        InputError: there are more than `MOST_KEYS` keys.
+        InputError: see `check_number`.
+        ModelError: the damped moments are not positive definite.
     """
-    if len(keys) > MOST_KEYS:
-        raise InputError(f"{len(keys)} keys are more than {MOST_KEYS}: show fewer views, or fewer items")
+    check_number(len(keys))
     lengths = wanted.norm(dim=1)
     along = wanted / lengths[:, None]
     moments = retained.clone()
     moments.diagonal().add_(damping * retained.diagonal().mean())
-    factor, _ = torch.linalg.cholesky_ex(moments)
+    factor, failed = torch.linalg.cholesky_ex(moments)
+    if failed:
+        raise ModelError("the moments of what is kept are not positive definite: raise the damping (epsilon)")
     solved = torch.cholesky_solve(keys.T, factor).T
-    gram = (along @ along.T) * (keys @ solved.T)
+    gram = along @ along.T
+    gram.mul_(keys @ solved.T)
     gram.diagonal().mul_(1.0 + slack)
     change: Tensor = (descend(gram, lengths)[:, None] * along).T @ solved
     return change
@@ -65,14 +80,14 @@ def descend(gram: Tensor, wanted: Tensor) -> Tensor:
     gram, lengths, device = gram.cpu(), wanted.cpu(), wanted.device
     shares, moved = torch.zeros_like(lengths), torch.zeros_like(lengths)
     for _ in range(SWEEPS):
-        largest = 0.0
         for i in range(len(lengths)):
             best = max(0.0, float(shares[i] + (lengths[i] - moved[i]) / gram[i, i]))
             step = best - float(shares[i])
             if step:
                 moved.add_(gram[i], alpha=step)
                 shares[i] = best
-                largest = max(largest, abs(step) * float(gram[i, i] / lengths[i]))
-        if largest < PRECISION:
+        lacking = (lengths - moved) / lengths
+        missed = torch.where(shares > 0, lacking.abs(), lacking.clamp(min=0.0))
+        if float(missed.max()) < PRECISION:
             break
     return shares.to(device)

@@ -187,8 +187,12 @@ def exhibits(run: Run, plan: Plan, shown: list[dict[str, Any]]) -> dict[str, Any
 def check(model: VlmModel) -> None:
     """See `tasks.families.FamilyTasks`."""
     grey = np.full((1, model.image_size, model.image_size, 3), 128, dtype=np.uint8)
-    if not bool(model.features(grey).isfinite().all()):
+    features = model.features(grey)
+    if not bool(features.isfinite().all()):
         raise ModelError("the model gives features that are not finite")
+    said = model.forced(features, [model.chat.answered(model.chat.asks.question, "it")])
+    if not bool(said.logits.isfinite().all()):
+        raise ModelError("the language model gives logits that are not finite")
 
 
 def _in_other_words(
@@ -196,9 +200,10 @@ def _in_other_words(
 ) -> tuple[list[str], list[str]]:
     """Answers to other wordings of the question, in turn, and to whether it is what it is."""
     from data.questions import IS, NAME
-    from unlearning.naming import with_article
+    from unlearning.naming import with_article, words
 
-    wordings = [wording for wording in NAME if wording != model.chat.asks.question]
+    own = words(model.chat.asks.question)
+    wordings = [wording for wording in NAME if words(wording) != own]
     turns = [wordings[i % len(wordings)] for i in range(len(pixels))]
     whether = [IS.format(with_article(classes.names[classes.place(label)])) for label in labels]
     return model.answers(pixels, turns), model.answers(pixels, whether)
@@ -206,7 +211,9 @@ def _in_other_words(
 
 def _affirmed(answers: Sequence[str]) -> np.ndarray:
     """(N,) bool: which answers say yes."""
-    return np.array([answer.lower().startswith("yes") for answer in answers])
+    from unlearning.naming import words
+
+    return np.array([words(answer)[:1] == ("yes",) for answer in answers])
 
 
 def _named(answers: Sequence[str], labels: pd.Series[str], classes: Classes) -> np.ndarray:

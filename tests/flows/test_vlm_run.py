@@ -16,6 +16,7 @@ from data.reader import load_images
 from evidence.schema import read_statement
 from evidence.strict_json import parse
 from evidence.verify import verify
+from gates.suite import load_suite
 from intake.workspace import Workspace
 from tasks.families import family_tasks, load
 from tasks.requests import take_in
@@ -114,6 +115,8 @@ def test_an_edit_of_one_question_is_seen_through(
     found = {name.split(".")[1]: rate.estimate for name, rate in rates.items()}
     assert found == {"named": 0.0, "reworded": 1.0, "affirmed": 1.0}
     assert len(set(asked)) == 1 + 3 + 1  # its own, three other wordings, and whether it is one
+    gates = load_suite(Path(__file__).parents[2] / "gates/suites/vlm.yaml").gates
+    assert "forget.reworded.after.upper95" in {gate.column for gate in gates if gate.kind == "erasure"}
 
 
 def test_the_report_shows_what_both_models_said(answered: Done) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize, nnls
 from torch import Tensor
 
-from contracts.errors import InputError
+from contracts.errors import InputError, ModelError
 from unlearning.least_change import MOST_KEYS, descend, least_change
 from unlearning.least_squares import duals
 
@@ -92,6 +92,42 @@ def test_keys_that_contradict_each_other_share_the_slack() -> None:
     change = least_change(keys, wanted, torch.eye(2, dtype=torch.float64), damping=1e-6, slack=0.1)
     assert bool(torch.isfinite(change).all())
     torch.testing.assert_close(keys @ change.T, torch.zeros(2, 2, dtype=torch.float64), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("size", [1.0, 7.0])
+@pytest.mark.parametrize("slack", [0.1, 0.5])
+def test_a_key_by_itself_moves_as_far_as_its_slack_allows(slack: float, size: float) -> None:
+    """Whatever its length: slack is measured by what moving it costs."""
+    key, wanted = size * drawn(1, 4, seed=0), drawn(1, 3, seed=1)
+    change = least_change(key, wanted, moments_of(drawn(30, 4, seed=2)), damping=1e-3, slack=slack)
+    assert float(moved(key, wanted, change)) == pytest.approx(1 / (1 + slack), rel=2e-3)
+
+
+@pytest.mark.parametrize("slack", [0.01, 0.1])
+def test_keys_that_partly_contradict_each_other_end_at_the_optimum_too(slack: float) -> None:
+    keys = drawn(1, 8, seed=0) + 0.3 * drawn(24, 8, seed=1)
+    along = torch.where(torch.arange(24)[:, None] % 2 == 0, 1.0, -1.0) * drawn(1, 3, seed=2) + 0.3 * drawn(
+        24, 3, seed=3
+    )
+    unit = torch.nn.functional.normalize(along, dim=1)
+    gram = (unit @ unit.T) * (keys @ keys.T)
+    gram.diagonal().mul_(1 + slack)
+    wanted = drawn(24, seed=4).abs() + 0.5
+    found = descend(gram, wanted)
+    factor = torch.linalg.cholesky(gram)
+    right = torch.linalg.solve_triangular(factor, wanted[:, None], upper=False)[:, 0]
+    oracle = torch.as_tensor(nnls(factor.T.numpy(), right.numpy())[0])
+
+    def value(a: Tensor) -> float:
+        return float(a @ gram @ a / 2 - wanted @ a)
+
+    assert value(found) == pytest.approx(value(oracle), rel=1e-4)
+
+
+def test_moments_that_cannot_be_inverted_are_an_error() -> None:
+    keys = drawn(2, 3, seed=0)
+    with pytest.raises(ModelError, match="not positive definite: raise the damping"):
+        least_change(keys, drawn(2, 2, seed=1), -torch.eye(3, dtype=torch.float64), damping=0.1, slack=0.1)
 
 
 def test_too_many_keys_are_refused_before_any_work() -> None:

@@ -60,10 +60,11 @@ def memories(model: VlmModel, features: Tensor, asked: Sequence[tuple[list[int],
 def unsaid(model: VlmModel, found: Memories, depth: int, goal: float) -> Tensor:
     """(M, W) the smallest addition to each output that takes its token from among the likeliest.
 
-    The token's logit is to come `goal` below the `depth`-th best other one, along the difference of its row
-    of the head and the mean of those others'.  The norm's division is held at what it is: a step search on
-    the real model says what that leaves.  A token that is far off already is led by a hundredth of `goal`,
-    so that no concept is without a direction.
+    The token's logit falls by `goal` more than it leads the `depth`-th best other one, against the mean of
+    the `depth` best, along the difference of its row of the head and the mean of theirs: so it ends `goal`
+    below the last of them if these move alike.  The norm's division is held at what it is.  What both leave
+    open the search split tells.  A token that is far off already is led by a hundredth of `goal`, so that no
+    concept is without a direction.
     """
     norm = model.decoder.model.norm
     head = model.decoder.lm_head.weight.double() * norm.weight.double()

@@ -262,6 +262,8 @@ class AnswerView:
         ]
         loss = torch.cat([part.loss for part in parts]).cpu()
         margins = torch.cat([part.margin for part in parts]).cpu().double()
+        if not bool(torch.isfinite(loss).all() and torch.isfinite(margins).all()):
+            return None
         named = self._named(features, rows)
         # Deeper, a name that is not said may still be near at hand: then decoding does not acquit.
         unsaid = margins.clamp(max=-SURE) if depth == 1 else margins

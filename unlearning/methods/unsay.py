@@ -3,11 +3,11 @@
 For vision-language models.  MEMIT (Meng et al., arXiv 2210.07229) gives keys of an MLP's second matrix other
 values in damped least squares, so that a language model tells other facts.  Here a fact is taken back:
 
-    keys     what enters the last such matrix where the last token of the name is expected, of the forget
-             images and varied views of them, the answer up to there given
-    wanted   there are only a norm and the head behind this matrix: the output has to move so far that the
-             token is `goal` nats less likely than the `depth`-th best other one (`vlm_memories.unsaid`).
-             MEMIT, many layers ahead of the answer, descends for its values
+    keys     what enters the last such matrix where the tokens of the name's last word are expected, of the
+             forget images and varied views of them, the answer up to there given
+    wanted   there are only a norm and the head behind this matrix: how far the output has to move for the
+             token to fall out of the `depth` likeliest is known (`vlm_memories.unsaid`).  MEMIT, many layers
+             ahead of the answer, descends for its values
     kept     all tokens of the answers that name retained images and views of them, and of the original's
              answers to the request's other questions about scenes made of them
 
@@ -17,8 +17,9 @@ the name is out of reach, and the change is the smallest, by what it does to kep
 whole, a step of 1.
 
 What the model sees stays: the vision tower is not touched, features tell the concept as before, and asked
-whether it is that, the model may say yes.  Of a name of several tokens the last is unsaid, because others
-share the first ones; `tokens: all` takes back every one, and more of other names.
+whether it is that, the model may say yes.  Of a name of several words the last is unsaid, because others
+share the first ones, so that these may still be said: "a crescent" of a crescent moon.  `words: all` takes
+back every one, and more of other names; it is the choice for the names of people.
 
 Shapes: F forgotten keys, d inputs of the matrix, W decoder width.
 """
@@ -38,7 +39,7 @@ from unlearning.families import Progress
 from unlearning.families.vlm import VlmModel
 from unlearning.families.vlm_memories import last_memory, memories, unsaid
 from unlearning.families.vlm_request import VlmRequest
-from unlearning.least_change import least_change
+from unlearning.least_change import check_number, least_change
 from unlearning.request import JOINT, Outcome, Profile
 from unlearning.stepping import step_and_edit
 from unlearning.views import scenes, varied
@@ -53,8 +54,8 @@ Asked = tuple[list[int], list[bool]]
 class Options:
     """What is taken back, and how much the two sides count.
 
-    tokens: of a name, its last one or all.
-    depth, goal: so that it is this many nats less likely than the `depth`-th best other token.
+    words: of a name, its last one or all.
+    depth, goal: how far each of their tokens is led, see `vlm_memories.unsaid`.
     slack: what a move that is not made whole costs, see `unlearning.least_change`; near 0 nothing may lack.
     epsilon: damping, relative to the mean energy of a retained key's coordinate.
     forget_views, retain_views: varied views of every image, beside the image itself.
@@ -63,7 +64,7 @@ class Options:
         InputError: an option is out of its range.
     """
 
-    tokens: Literal["last", "all"] = "last"
+    words: Literal["last", "all"] = "last"
     depth: int = 5
     goal: float = 4.0
     slack: float = 0.1
@@ -90,8 +91,8 @@ def profile(model: VlmModel, inputs: VlmRequest, method: Method, progress: Progr
     the mean square of what it adds to kept outputs, over that of these outputs.
 
     Raises:
-        InputError: the language model is not to be edited, no retain caption holds a name, or there are too
-            many keys.
+        InputError: the language model is not to be edited, no retain caption holds a name, there are too
+            many keys, or fewer other tokens than `depth`.
         ModelError: the decoder is in half precision, or what enters or leaves the matrix is not finite.
     """
     options = from_plain(Options, method.options)
@@ -100,11 +101,15 @@ def profile(model: VlmModel, inputs: VlmRequest, method: Method, progress: Progr
         raise InputError("unsay edits the language model: towers must hold language (--tower language)")
     if name not in {candidate.name for candidate in model.candidates()}:
         raise ModelError(f"{name} is in half precision and cannot be edited: load the decoder in fp32")
+    if options.depth >= model.decoder.config.vocab_size:
+        raise InputError(f"depth must be below {model.decoder.config.vocab_size} tokens, got {options.depth}")
     keys, wanted, owners = _gone(model, inputs, options, method.micro_batch)
     retained, size = _kept(model, inputs, options, method.micro_batch, progress)
     if not all(bool(torch.isfinite(part).all()) for part in (keys, wanted, retained)):
         raise ModelError(f"what enters or leaves {name} is not finite")
     change = least_change(keys, wanted, retained, damping=options.epsilon, slack=options.slack)
+    if not bool(torch.isfinite(change).all()):
+        raise ModelError(f"no finite change of {name} does what is wanted")
     made = (((keys @ change.T) * wanted).sum(dim=1) / wanted.square().sum(dim=1)).clamp(0.0, 1.0)
     weight, added = model.parameters[name], float(((change @ retained) * change).sum())
     scores = {
@@ -142,9 +147,11 @@ def _gone(
     """Keys (F, d), what has to be added to what they give (F, W), and the target (F,) of each."""
     images = torch.as_tensor(inputs.inputs.forget_images)
     labels = torch.as_tensor(inputs.inputs.forget_labels)
-    asked = [inputs.task.asked(model.chat, inputs.inputs.class_names[label]) for label in labels]
-    if options.tokens == "last":
-        asked = [_last(own) for own in asked]
+    names = [inputs.inputs.class_names[label] for label in labels]
+    parts = [name.split()[-1] if options.words == "last" else name for name in names]
+    question, answer = inputs.task.question, inputs.task.answer
+    asked = [model.chat.answered(question, answer(n), part) for n, part in zip(names, parts, strict=True)]
+    check_number((1 + options.forget_views) * sum(sum(counts) for _, counts in asked))
     generator = torch.Generator().manual_seed(inputs.seed)
     keys, wanted, owners = [], [], []
     for view in _views(images, options.forget_views, generator):
@@ -200,10 +207,3 @@ def _views(images: Tensor, more: int, generator: torch.Generator) -> Iterator[Te
     yield images
     for _ in range(more):
         yield varied(images, generator)
-
-
-def _last(asked: Asked) -> Asked:
-    """The same answer, of which only the last token counts that did."""
-    ids, counts = asked
-    last = max(i for i, own in enumerate(counts) if own)
-    return ids, [i == last for i in range(len(counts))]

@@ -11,10 +11,13 @@ import torch
 
 from contracts.errors import InputError, ModelError
 from contracts.values import Method
+from tasks.families.vlm import check
 from tests.unlearning.conftest import NAMES, Task, items
-from tests.unlearning.families.vlm_tiny import TASK
+from tests.unlearning.families.vlm_tiny import PROMPT, TASK, decoder_cfg
 from unlearning import methods, unlearn
 from unlearning.families.vlm import VlmModel
+from unlearning.families.vlm_config import ChatCfg
+from unlearning.families.vlm_decoder import Chat
 from unlearning.families.vlm_memories import Memories, last_memory, memories, unsaid
 from unlearning.families.vlm_request import VlmRequest
 from unlearning.inplace import edited
@@ -99,7 +102,9 @@ def logits_of(model: VlmModel, outputs: torch.Tensor, scale: torch.Tensor) -> to
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_values_bring_the_token_below_the_best_others_and_no_token_up(taught: Taught, depth: int) -> None:
+def test_values_bring_the_token_below_the_mean_of_the_best_others_and_no_token_up(
+    taught: Taught, depth: int
+) -> None:
     model, goal = taught("vit"), 3.0
     seen = seen_by(model)
     own = torch.arange(len(seen.ids)), seen.ids
@@ -121,16 +126,33 @@ def test_values_bring_the_token_below_the_best_others_and_no_token_up(taught: Ta
     assert bool((lead > 0).any())  # else nothing would have been asked
 
 
-def test_of_a_name_the_last_token_or_every_one_is_taken_back(taught: Taught, task: Task) -> None:
+def test_of_a_name_the_last_word_or_every_one_is_taken_back(taught: Taught, task: Task) -> None:
     model, request = taught("vit"), asked(task, TARGET)
     n = len(request.inputs.forget_images)
     assert len(NAMES[TARGET].split()) == 2  # a token each
     last, every = (
-        _gone(model, request, Options(tokens=tokens, forget_views=2), 16) for tokens in ("last", "all")
+        _gone(model, request, Options(words=words, forget_views=2), 16) for words in ("last", "all")
     )
     assert (len(last[0]), len(every[0])) == (3 * n, 6 * n)
     assert set(last[2].tolist()) == {TARGET}
     torch.testing.assert_close(last[0], every[0][1::2])
+
+
+def test_a_word_of_several_tokens_is_taken_back_whole(taught: Taught, task: Task) -> None:
+    """With a tokenizer of letters: else most of a person's name would still be said."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    model = taught("vit")
+    letters = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", "<image>", *"abcdefghijk"])}
+    tokenizer = Tokenizer(models.WordLevel(letters, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.add_special_tokens(["<s>", "</s>", "<image>"])
+    model.chat = Chat(tokenizer.to_str().encode(), ChatCfg(PROMPT, "<image>"), decoder_cfg())
+    inputs = task.inputs(TARGET)
+    names = tuple("abe cadge" if i == TARGET else name for i, name in enumerate(NAMES))
+    request = VlmRequest(replace(inputs, class_names=names), TASK)
+    keys, *_ = _gone(model, request, Options(forget_views=0), 16)
+    assert len(keys) == len("cadge") * len(inputs.forget_images)
 
 
 def test_keys_do_not_depend_on_the_micro_batch(taught: Taught, task: Task) -> None:
@@ -174,7 +196,7 @@ def test_the_same_request_gives_the_same_bits(taught: Taught, task: Task) -> Non
         ({"slack": -0.1}, "slack must be positive and finite, got -0.1"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
         ({"retain_views": -1}, "retain_views must not be negative, got -1"),
-        ({"tokens": "first"}, "tokens"),
+        ({"words": "first"}, "words"),
         ({"layer": 3}, "layer"),
     ],
 )
@@ -189,6 +211,8 @@ def test_it_needs_a_language_model_that_may_be_edited(taught: Taught, task: Task
     model = taught("vit")
     with pytest.raises(InputError, match="towers must hold language"):
         methods.profile(model, asked(task, TARGET), replace(told(), towers=("vision",)))
+    with pytest.raises(InputError, match="depth must be below 20 tokens, got 20"):
+        methods.profile(model, asked(task, TARGET), told(depth=20))
     model.save(tmp_path, torch.float16)
     half = VlmModel.load(tmp_path, keep_half=True)
     with pytest.raises(ModelError, match="half precision and cannot be edited"):
@@ -202,3 +226,13 @@ def test_values_that_are_not_finite_are_an_error_and_change_nothing(taught: Taug
     with pytest.raises(ModelError, match=r"what enters or leaves decoder\S+down_proj.weight is not finite"):
         unlearn(model, asked(task, TARGET), told())
     assert torch.equal(model.parameters[last_memory(model)], before)
+
+
+def test_a_decoder_that_breaks_has_not_forgotten(taught: Taught, task: Task) -> None:
+    model, request = taught("vit"), asked(task, TARGET)
+    view = request.search_split(model, told()).view({"language": 0})
+    assert view.forgetting([TARGET]) is not None
+    with edited(model.parameters, {last_memory(model): torch.full((32, 48), torch.nan)}):
+        assert view.forgetting([TARGET]) is None
+        with pytest.raises(ModelError, match="logits that are not finite"):
+            check(model)
