@@ -151,10 +151,8 @@ def forgotten(plan: Plan, folder: Path, model: VlmModel) -> Measurements:
 
     items = read_items(folder / "holdout")
     items = items[items[plan.axis].isin(plan.targets)]
-    images, classes = (
-        load_images(folder / "holdout", items, model.image_size),
-        read_classes(folder, plan.axis),
-    )
+    images = load_images(folder / "holdout", items, model.image_size)
+    classes = read_classes(folder, plan.axis)
     labels, clusters = items[plan.axis], items["source"].to_numpy(dtype=str)
     names = model.answers(images, [model.chat.asks.question] * len(images))
     reworded, affirmed = _in_other_words(model, images, labels.tolist(), classes)

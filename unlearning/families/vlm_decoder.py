@@ -18,6 +18,9 @@ from unlearning.naming import with_article
 # An answer ends here at the latest, as in the evaluation of SLUG (arXiv 2407.11867, section 4.3).
 MAX_NEW_TOKENS = 16
 
+Asked = tuple[list[int], list[bool]]
+"""Token ids of a question with its answer, and which of them count; see `Chat.answered`."""
+
 
 class Projector(nn.Module):
     """Features (N, T, C) to image tokens (N, T, W): two linear layers, as transformers' LLaVA names them."""

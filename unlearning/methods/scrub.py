@@ -34,15 +34,13 @@ from unlearning.attempts import check_profile, trainable, unprofiled
 from unlearning.families import Progress
 from unlearning.families.vlm import VlmModel
 from unlearning.families.vlm_answers import name_loss
+from unlearning.families.vlm_decoder import Asked
 from unlearning.families.vlm_request import VlmRequest
 from unlearning.request import Outcome, Profile
 from unlearning.training import Budget, train
 from unlearning.views import scenes, varied
 
 FAMILIES = ("vlm",)
-
-Asked = tuple[list[int], list[bool]]
-"""Token ids of a question with its answer, and which of them count; see `Chat.answered`."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from contracts.errors import InputError, ModelError
 from contracts.values import LayerScore, Method
 from unlearning.families import Progress
 from unlearning.families.vlm import VlmModel
+from unlearning.families.vlm_decoder import Asked
 from unlearning.families.vlm_memories import last_memory, memories, unsaid
 from unlearning.families.vlm_request import VlmRequest
 from unlearning.least_change import check_number, least_change
@@ -45,9 +46,6 @@ from unlearning.stepping import step_and_edit
 from unlearning.views import scenes, varied
 
 FAMILIES = ("vlm",)
-
-Asked = tuple[list[int], list[bool]]
-"""Token ids of a question with its answer, and which of them count; see `Chat.answered`."""
 
 
 @dataclass(frozen=True)
