@@ -19,7 +19,7 @@ Shapes: n items, L positions of an item, d inputs and o outputs of the matrix.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -120,23 +120,29 @@ def keys(model: ClipModel, tower: Tower, items: Sequence[str] | Tensor, micro_ba
         matrix.layer.module.register_forward_hook(before, with_kwargs=True),
         matrix.after.register_forward_hook(after),
     ]
-    found: list[tuple[Tensor, Tensor]] = []
+    if isinstance(items, Tensor):
+        read, lengths = items, torch.ones(len(items), dtype=torch.long)
+    else:
+        read = model.tokenize(items)
+        lengths = model.text_lengths(read)
+    # Texts of a length together: a piece is as long as its longest one.
+    order = lengths.argsort(stable=True)
+    inputs, outputs = [], []
     try:
-        for piece in _pieces(items, micro_batch):
+        for rows in torch.split(order, micro_batch):
             if tower == "text":
-                tokens = model.tokenize(piece)
-                lengths = model.text_lengths(tokens)
-                model.text_features(tokens)
+                model.text_features(read[rows])
             else:
-                lengths = torch.ones(len(piece), dtype=torch.long)
-                model.image_features(model.preprocess(piece))
-            inputs, outputs = seen["inputs"].double(), seen["outputs"].double()
-            weights = matrix.weights(outputs, lengths.to(outputs.device))[:, None]
-            found.append(((weights @ inputs)[:, 0], (weights @ outputs)[:, 0]))
+                model.image_features(model.preprocess(read[rows]))
+            entering, leaving = seen["inputs"].double(), seen["outputs"].double()
+            weights = matrix.weights(leaving, lengths[rows].to(leaving.device))[:, None]
+            inputs.append((weights @ entering)[:, 0])
+            outputs.append((weights @ leaving)[:, 0])
     finally:
         for handle in handles:
             handle.remove()
-    return Keys(torch.cat([read for read, _ in found]), torch.cat([out for _, out in found]))
+    back = order.argsort().to(inputs[0].device)
+    return Keys(torch.cat(inputs)[back], torch.cat(outputs)[back])
 
 
 def _all(outputs: Tensor, lengths: Tensor) -> Tensor:
@@ -152,8 +158,3 @@ def _normed_mean(outputs: Tensor, lengths: Tensor, eps: float) -> Tensor:
     places = torch.arange(outputs.shape[1], device=outputs.device)
     deviations = (outputs.var(dim=2, correction=0) + eps).sqrt()
     return (places < lengths[:, None]) / (lengths[:, None] * deviations)
-
-
-def _pieces(items: Sequence[str] | Tensor, size: int) -> Iterator[Any]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

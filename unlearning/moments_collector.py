@@ -74,7 +74,8 @@ class Collector:
             ModelError: one is not finite.
         """
         self.all_reduce()
-        return {layer: own.mean() for layer, own in self.sums().items()}
+        sums = self.sums()
+        return {layer: sums.pop(layer).mean() for layer in list(sums)}
 
     def _add(self, use: Use, gradient: Tensor, items: Tensor) -> None:
         gradients = use.output_gradients(gradient)

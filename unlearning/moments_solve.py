@@ -65,8 +65,13 @@ class Preconditioner:
         """
         if self._inputs is None:
             return inf
-        gained = float((gradient.double() * self.direction(gradient).double()).sum())
-        return gained / self._damping
+        if self._outputs is None:
+            # tr(g A^-1 g^T) = |L^-1 g^T|^2: half of what a direction takes.
+            half = self._form.as_matrix(gradient).double().mT
+            gained = torch.linalg.solve_triangular(self._inputs, half, upper=False).square().sum()
+        else:
+            gained = (gradient.double() * self.direction(gradient).double()).sum()
+        return float(gained) / self._damping
 
 
 def _energy(moment: Tensor) -> float:

@@ -156,7 +156,8 @@ class UnlearnInputs:
             with_outputs=with_outputs,
             progress=lambda done, total: progress("retain gradient", done, total),
         )
-        return gradient, {layer: sums[layer].mean() for layer in sums}
+        # Popped, so that sums and means of all layers are never there together.
+        return gradient, {layer: sums.pop(layer).mean() for layer in list(sums)}
 
     def search_split(self, model: ClipModel, method: Method) -> SearchSplit:
         """See `unlearning.search_split`."""

@@ -94,7 +94,7 @@ class KnownRetain:
             micro_batch=micro_batch,
             widest=self.statistics.wanted.widest,
         )
-        return {layer: sums.less(part[layer]).mean() for layer, sums in whole.items()}
+        return {layer: sums.less(part.pop(layer)).mean() for layer, sums in whole.items()}
 
 
 def measure(

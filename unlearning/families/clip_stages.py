@@ -4,6 +4,7 @@ A search changes one tensor at a time and asks for the features again.  Everythi
 edited tensor stays what it was, so the activations entering its stage are kept and only the
 rest of the tower runs.  Further savings, all exact (no activation that can reach the feature is
 dropped): in the last block of a transformer only the token that is pooled needs a query and an MLP;
+the last MLP of a text tower is two stages, so that an edit of its second matrix leaves the first one alone;
 and in a causal text tower pooled at the end-of-text token (EOT)
 
 * tokens after EOT cannot influence it, so texts are grouped by length and never padded;
@@ -163,10 +164,14 @@ def text_tower(net: Any) -> StagedTower:
     blocks = net.transformer.resblocks
     for i, block in enumerate(blocks):
         _check_block(block)
-        at = f"transformer.resblocks.{i}."
-        attend = _causal_attention(block, net.attn_mask, eot_only=i == len(blocks) - 1)
+        at, is_last = f"transformer.resblocks.{i}.", i == len(blocks) - 1
+        attend = _causal_attention(block, net.attn_mask, eot_only=is_last)
         stages.append(Stage((f"{at}ln_1.", f"{at}attn.", f"{at}ls_1."), attend))
-        stages.append(Stage((f"{at}ln_2.", f"{at}mlp.", f"{at}ls_2."), _on_own_and_prefixes(_mlp(block))))
+        if is_last:
+            stages += _halves(block, at)
+        else:
+            mlp = _on_own_and_prefixes(_mlp(block))
+            stages.append(Stage((f"{at}ln_2.", f"{at}mlp.", f"{at}ls_2."), mlp))
     stages.append(
         Stage(("ln_final.", "text_projection"), lambda batch: replace(batch, own=_text_head(net, batch.own)))
     )
@@ -246,6 +251,26 @@ def _self_attention(block: Any, first_only: bool) -> Callable[[Tensor], Tensor]:
 
 def _mlp(block: Any) -> Callable[[Tensor], Tensor]:
     return lambda x: x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
+def _halves(block: Any, at: str) -> list[Stage]:
+    """The last MLP up to its second matrix, and from there on; what passes by goes with what enters it.
+
+    Closed-form edits change that matrix, and at the one token that is pooled what enters it is small.
+    """
+    inner = block.mlp.c_proj.in_features
+
+    def begin(x: Tensor) -> Tensor:
+        return torch.cat([block.mlp.gelu(block.mlp.c_fc(block.ln_2(x))), x], dim=-1)
+
+    def end(x: Tensor) -> Tensor:
+        out: Tensor = x[..., inner:] + block.ls_2(block.mlp.c_proj(x[..., :inner]))
+        return out
+
+    return [
+        row_stage((f"{at}ln_2.", f"{at}mlp.c_fc."), begin),
+        row_stage((f"{at}mlp.c_proj.", f"{at}ls_2."), end),
+    ]
 
 
 def _on_own_and_prefixes(run: Callable[[Tensor], Tensor]) -> Callable[[Batch], Batch]:

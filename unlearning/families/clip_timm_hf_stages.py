@@ -1,9 +1,9 @@
 """The stages of pretrained towers (`clip_timm_hf`): the blocks of an EfficientNet, the half layers of a BERT.
 
 Nothing after a token can be left out as in a causal tower: every token sees all others, and the
-feature is the mean over them.  So texts share no prefix, and the one saving beside the kept
-activations is that texts are grouped by length and never padded, which is exact: open_clip masks
-padding out of attention and mean.
+feature is the mean over them.  So texts share no prefix, and the savings beside the kept activations
+are that texts are grouped by length and never padded, which is exact: open_clip masks padding out of
+attention and mean; and that the last MLP is two stages.
 
 Shapes: n rows, S tokens of a text, L context length, W tower width, D embedding width.
 """
@@ -53,12 +53,18 @@ def vision_tower(visual: Any, preprocess: Callable[[Tensor], Tensor]) -> StagedT
 
 
 def text_tower(net: Any) -> StagedTower:
-    """Attention and MLP of every layer, the mean, the projection."""
+    """Attention and MLP of every layer, the last MLP in two halves, the mean, the projection."""
     stages = []
-    for i, layer in enumerate(net.text.transformer.encoder.layer):
+    layers = net.text.transformer.encoder.layer
+    for i, layer in enumerate(layers):
         at = f"text.transformer.encoder.layer.{i}."
         stages.append(row_stage((f"{at}attention.",), _attention(layer)))
-        stages.append(row_stage((f"{at}intermediate.", f"{at}output."), layer.feed_forward_chunk))
+        if i == len(layers) - 1:
+            begin, end = _halves(layer)
+            stages.append(row_stage((f"{at}intermediate.",), begin))
+            stages.append(row_stage((f"{at}output.",), end))
+        else:
+            stages.append(row_stage((f"{at}intermediate.", f"{at}output."), layer.feed_forward_chunk))
     stages.append(row_stage((), lambda x: x.mean(dim=1)))
     stages.append(row_stage(("text.proj.",), net.text.proj))
     return StagedTower(tuple(stages))
@@ -98,6 +104,18 @@ def text_batches(net: Any, tokens: Tensor, groups: Tensor) -> list[Batch]:
         rows = torch.nonzero(lengths == length).flatten()
         batches.append(Batch(rows, embed(input_ids=tokens[rows, :length].to(device))))
     return batches
+
+
+def _halves(layer: Any) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """An MLP up to its second matrix, and from there on; what passes by goes with what enters it.
+
+    Closed-form edits change the second matrix of the last one.
+    """
+    inner = layer.output.dense.in_features
+    return (
+        lambda x: torch.cat([layer.intermediate(x), x], dim=-1),
+        lambda x: layer.output(x[..., :inner], x[..., inner:]),
+    )
 
 
 def _attention(layer: Any) -> Callable[[Tensor], Tensor]:

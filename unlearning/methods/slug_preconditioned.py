@@ -22,8 +22,6 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Literal
 
-from torch import Tensor
-
 from contracts.canonical import from_plain
 from contracts.errors import InputError
 from contracts.values import LayerScore, Method
@@ -97,27 +95,26 @@ def profile(model: Editable, inputs: Request, method: Method, progress: Progress
         known=statistics(method, inputs.seed),
         progress=progress,
     )
-    # Popped, so that moments and factors of all layers are never there together.
-    solvers = {
-        layer: Preconditioner(layer, moments.pop(layer), options.epsilon, options.output_epsilon)
-        for layer in list(moments)
-    }
-    candidates = [named[layer] for layer in named if layer in solvers]
+    candidates = [named[layer] for layer in named if layer in moments]
     if options.layer is not None and not candidates:
         raise InputError(f"{options.layer} has more inputs than `widest` allows, {options.widest}")
     scores: dict[str, tuple[LayerScore, ...]] = {}
     directions = {}
     several = options.concepts == "joint" and len(inputs.targets) > 1
     groups = {JOINT: list(inputs.targets)} if several else {inputs.class_ids[t]: [t] for t in inputs.targets}
+
+    def solver(layer: str) -> Preconditioner:
+        # Made anew each time: a factor takes twice the memory of its moment, and little time.
+        return Preconditioner(layer, moments[layer], options.epsilon, options.output_epsilon)
+
     for done, (concept, targets) in enumerate(groups.items(), start=1):
-        forget = inputs.forget_gradient(model, targets, list(solvers), method.micro_batch)
+        forget = inputs.forget_gradient(model, targets, list(moments), method.micro_batch)
         own = score_layers(candidates, model.parameters, forget, retain)
         if options.choose == "predicted":
-            own = _with_best_predicted(own, forget, solvers, options.layers)
+            gains = {s.layer: solver(s.layer).gain(forget[s.layer]) for s in own if s.importance > 0}
+            own = _with_best_predicted(own, gains, list(moments), options.layers)
         scores[concept] = own
-        directions[concept] = {
-            s.layer: solvers[s.layer].direction(forget[s.layer]) for s in own if s.on_front
-        }
+        directions[concept] = {s.layer: solver(s.layer).direction(forget[s.layer]) for s in own if s.on_front}
         progress("forget gradients", done, len(groups))
     return Profile(scores, directions)
 
@@ -145,19 +142,19 @@ def edit(model: Editable, inputs: Request, method: Method, profile: Profile, pro
 
 
 def _with_best_predicted(
-    scores: Sequence[LayerScore],
-    forget: Mapping[str, Tensor],
-    solvers: Mapping[str, Preconditioner],
-    layers: int,
+    scores: Sequence[LayerScore], gains: Mapping[str, float], order: Sequence[str], layers: int
 ) -> tuple[LayerScore, ...]:
     """The scores, with `on_front` set for the layers of each tower that "predicted" means and no others.
 
-    `solvers` come in the order of the backward pass.
+    Args:
+        scores: of all candidates.
+        gains: of those that can be stepped.
+        order: the layers as the backward pass meets them.
+        layers: how many of each tower are chosen.
     """
-    gains = {s.layer: solvers[s.layer].gain(forget[s.layer]) for s in scores if s.importance > 0}
     tower_of = {s.layer: s.tower for s in scores if s.layer in gains}
     chosen: set[str] = set()
     for tower in {s.tower for s in scores}:
-        own = [layer for layer in solvers if tower_of.get(layer) == tower]
+        own = [layer for layer in order if tower_of.get(layer) == tower]
         chosen.update([*own[:1], *sorted(own[1:], key=lambda layer: -gains[layer])][:layers])
     return tuple(replace(s, on_front=s.layer in chosen) for s in scores)
