@@ -103,6 +103,9 @@ def test_the_ratios_are_medians_of_the_rounds_beside_them(printed: dict[str, Any
     assert row["ratio_cached"] == pytest.approx(
         median(t["cached"] / (t["forget"] + t["search"]) for t in row["rounds"])
     )
+    assert row["ratio_default_cached"] == pytest.approx(
+        median(t["default"] / (t["forget"] + t["search"]) for t in row["rounds"])
+    )
     assert printed["ratio"] is None, "the headline is the reference model's, which did not run"
     assert row["sizes"]["classes"] == 8
 
@@ -117,7 +120,7 @@ def test_a_row_has_its_parts_in_seconds_and_its_memory(printed: dict[str, Any]) 
 def test_without_options_the_reference_model_and_both_full_sizes_are_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    heads = ("ratio", "ratio_full_front", "ratio_preconditioned", "ratio_cached")
+    heads = ("ratio", "ratio_full_front", "ratio_preconditioned", "ratio_cached", "ratio_default_cached")
     asked: dict[str, limit.Setting] = {}
 
     def measured(name: str, setting: limit.Setting, *others: Any) -> dict[str, Any]:
@@ -139,6 +142,7 @@ def test_a_slow_round_moves_no_ratio() -> None:
     found = limit.ratios([quick, {job: 2 * taken for job, taken in quick.items()}, quick])
     assert (found["ratio"], found["ratio_full_front"]) == (0.5, 2.0)
     assert (found["ratio_preconditioned"], found["ratio_cached"]) == (1.5, 0.5)
+    assert found["ratio_default_cached"] == 1.0
     assert found["seconds"]["limit"] == 4.0
 
 
