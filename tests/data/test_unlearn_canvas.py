@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+from torchvision import transforms
 
 from contracts.errors import InputError, ModelError
-from data.unlearn_canvas import SEEDS, canvas_cells, classes, load_classifier
+from data.unlearn_canvas import PHOTOS, SEEDS, canvas_cells, classes, load_classifier
 
 TINY = "vit_tiny_patch16_224"
 
@@ -31,6 +33,15 @@ def test_every_object_in_every_style_with_the_five_official_seeds(folder: Path) 
     assert {(c.object, c.style) for c in cells} == {(o, s) for o in range(3) for s in range(2)}
 
 
+def test_photographs_are_a_class_of_the_classifier_and_no_style_to_draw() -> None:
+    cells = canvas_cells(("Dogs",), ("Cartoon", PHOTOS, "Van_Gogh"), seeds=(1,))
+    assert [cell.prompt for cell in cells] == [
+        "A Dogs image in Cartoon style.",
+        "A Dogs image in Van Gogh style.",
+    ]
+    assert [cell.style for cell in cells] == [0, 2]  # places among the classifier's outputs
+
+
 @pytest.mark.parametrize("text", [None, "one\n", "a\nb\na\n"])
 def test_class_lists_that_cannot_be_are_refused(folder: Path, text: str | None) -> None:
     (folder / "styles.txt").unlink()
@@ -40,20 +51,41 @@ def test_class_lists_that_cannot_be_are_refused(folder: Path, text: str | None) 
         classes(folder, "style")
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_classifier_is_read_without_unpickling(folder: Path, suffix: str) -> None:
+@pytest.fixture
+def net() -> torch.nn.Module:
     torch.manual_seed(0)
-    net = timm.create_model(TINY, pretrained=False, num_classes=2).eval()
+    return timm.create_model(TINY, pretrained=False, num_classes=2).eval()
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bare pth", "the benchmark's pth"])
+def test_a_classifier_is_read_without_unpickling(folder: Path, net: torch.nn.Module, kind: str) -> None:
     state = net.state_dict()
-    if suffix == ".pth":
-        torch.save(state, folder / "style50.pth")
-    else:
+    if kind == "safetensors":
         save_file(state, folder / "style50.safetensors")
+    else:
+        torch.save(state if kind == "bare pth" else {"model_state_dict": state}, folder / "style50.pth")
     images = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
     logits = load_classifier(folder, "style", TINY)(images)
     with torch.no_grad():
         expected = net(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1)
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_pictures_reach_the_classifier_as_the_benchmark_s_own_evaluation_prepares_them(
+    folder: Path, net: torch.nn.Module
+) -> None:
+    save_file(net.state_dict(), folder / "style50.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (2, 512, 512, 3), dtype=np.uint8)
+    logits = load_classifier(folder, "style", TINY)(images)
+
+    def expected(interpolation: transforms.InterpolationMode) -> torch.Tensor:
+        steps = [transforms.Resize((224, 224), interpolation), transforms.ToTensor()]
+        prepare = transforms.Compose([*steps, transforms.Normalize([0.5], [0.5])])
+        with torch.no_grad():
+            return net(torch.stack([prepare(Image.fromarray(image)) for image in images]))
+
+    error = (logits - expected(transforms.InterpolationMode.BILINEAR)).abs().max()
+    assert error < 0.1 * (logits - expected(transforms.InterpolationMode.BICUBIC)).abs().max()
 
 
 def test_a_missing_or_other_classifier_is_refused(folder: Path) -> None:
@@ -62,6 +94,8 @@ def test_a_missing_or_other_classifier_is_refused(folder: Path) -> None:
     save_file({"head.weight": torch.zeros(2, 3)}, folder / "style50.safetensors")
     with pytest.raises(ModelError, match="does not fit"):
         load_classifier(folder, "style", TINY)
+    with pytest.raises(ModelError, match="no architecture 'vit_none'"):
+        load_classifier(folder, "style", "vit_none")
 
     class Payload:
         def __reduce__(self):

@@ -17,6 +17,8 @@ from unlearning.families.config import section
 
 # OpenAI's state dicts carry these numbers beside the weights.
 METADATA = ("input_resolution", "context_length", "vocab_size")
+# Where training scripts put the weights, beside what else they save.
+WRAPPED = ("state_dict", "model_state_dict")
 
 
 def read_open_clip(
@@ -86,8 +88,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path.name} is missing or is not a complete checkpoint") from None
     except (UnpicklingError, RuntimeError, EOFError):
         raise ModelError(f"{path.name} holds more than tensors; convert it to safetensors first") from None
-    if isinstance(content, Mapping) and "state_dict" in content:
-        content = content["state_dict"]
+    if isinstance(content, Mapping):
+        content = next((content[name] for name in WRAPPED if name in content), content)
     if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
         raise ModelError(f"{path.name} holds no state dict")
     # DistributedDataParallel prefixes every name.
