@@ -1,9 +1,9 @@
 """The official evaluation protocol of UnlearnCanvas, for those who have its class lists and classifiers.
 
-Prompt, seeds, sampling and classifiers are those of the benchmark's own evaluation (OPTML-Group/UnlearnCanvas):
-every object in every style with five seeds, judged by one ViT-L/16 for styles and one for objects.  Its 51st
-style, the photographs, is an output of the classifier and none of the styles (its issues 6 and 13): nothing is
-drawn of it.  The user's folder holds
+Prompt, seeds, sampling and classifiers are those of the benchmark's own evaluation
+(OPTML-Group/UnlearnCanvas): every object in every style with five seeds, judged by one ViT-L/16 for styles
+and one for objects.  Photographs are an output of the classifier of styles, beside the 50, and no style (the
+benchmark's issues 6 and 13): nothing is drawn of them.  The user's folder holds
 
     styles.txt, objects.txt            one class a line, in the order of the classifiers' outputs
     style50.*, style50_cls.*           the classifiers: .safetensors, or .pth that loads with weights_only

@@ -92,8 +92,8 @@ def grid() -> Grid:
     return Grid(tuple(concept_id(name) for name in BLOCKS), (concept_id(UNSEEN_BLOCK[0]),), tuple(GROUNDS))
 
 
-@cache
-def _trained() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def untrained(seed: int = 0) -> DiffusionModel:
+    """The same model with random weights."""
     text_cfg = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
     model_cfg = {
         "embed_dim": 16,
@@ -109,8 +109,14 @@ def _trained() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         "tokenizer": {"kind": "simple", "context_length": 12, "vocab": None},
     }
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = new_model(ClipModel(config, open_clip.model.CLIP(**model_cfg).state_dict()), OPTIONS)
+        torch.manual_seed(seed)
+        return new_model(ClipModel(config, open_clip.model.CLIP(**model_cfg).state_dict()), OPTIONS)
+
+
+@cache
+def _trained() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    model = untrained()
+    with torch.random.fork_rng():
         _learn(model)
     return dict(model.config), {n: t.detach().clone() for n, t in model.net.state_dict().items()}
 
