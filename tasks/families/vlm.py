@@ -27,6 +27,7 @@ from tasks.families.clip_selection import Parts, select
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
     from tasks.progress import Tell
     from tasks.run import Run
@@ -75,9 +76,12 @@ def measured(
     classes = read_classes(folder, plan.axis)
     parts = select(plan, folder, {plan.axis: classes.known})
     asked = Asked.read(parts, folder, plan, original.image_size)
-    said = {
-        state: asked.answers(model, classes) for state, model in (("before", original), ("after", edited))
-    }
+    seen = asked.seen(original)
+    said = {"before": asked.answers(original, seen, classes)}
+    # What is seen depends on the vision tower alone: where no tensor of it is edited, every bit is the same.
+    if "vision" in towers:
+        seen = asked.seen(edited)
+    said["after"] = asked.answers(edited, seen, classes)
     table = pd.concat(
         [_outcomes(answers, state, asked, parts, classes) for state, answers in said.items()],
         ignore_index=True,
@@ -100,6 +104,21 @@ class Answers:
     others: list[str]
     reworded: list[str]
     affirmed: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a vision tower makes of the pictures: it does not depend on the question, so it is taken once.
+
+    As it enters the projector, which makes it larger: the image tokens of LLaVA-1.5 are four times as wide.
+
+    Attributes:
+        items: (N, T, C) of the held-out items.
+        others: (M, T, C) of the pictures with other questions about what is kept.
+    """
+
+    items: Tensor
+    others: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,12 +154,16 @@ class Asked:
         closely = rows.index[rows["id"].isin([*parts.forget["id"], *parts.control["id"]])].tolist()
         return cls(rows, np.concatenate(pixels), closely, utility_set(kept, drawings, size))
 
-    def answers(self, model: VlmModel, classes: Classes) -> Answers:
-        """The model's answers, in row order."""
-        names = model.answers(self.pixels, [model.chat.asks.question] * len(self.pixels))
-        others = model.answers(self.utility.pictures, self.utility.table["question"].tolist())
+    def seen(self, model: VlmModel) -> Seen:
+        """What the model's vision tower makes of all pictures."""
+        return Seen(model.features(self.pixels), model.features(self.utility.pictures))
+
+    def answers(self, model: VlmModel, seen: Seen, classes: Classes) -> Answers:
+        """The model's answers about what its vision tower has seen, in row order."""
+        names = model.answers_to(seen.items, [model.chat.asks.question] * len(self.rows))
+        others = model.answers_to(seen.others, self.utility.table["question"].tolist())
         labels = [str(label) for label in self.rows.loc[self.closely, "object"]]
-        return Answers(names, others, *_in_other_words(model, self.pixels[self.closely], labels, classes))
+        return Answers(names, others, *_in_other_words(model, seen.items[self.closely], labels, classes))
 
 
 def forgotten(plan: Plan, folder: Path, model: VlmModel) -> Measurements:
@@ -154,8 +177,9 @@ def forgotten(plan: Plan, folder: Path, model: VlmModel) -> Measurements:
     images = load_images(folder / "holdout", items, model.image_size)
     classes = read_classes(folder, plan.axis)
     labels, clusters = items[plan.axis], items["source"].to_numpy(dtype=str)
-    names = model.answers(images, [model.chat.asks.question] * len(images))
-    reworded, affirmed = _in_other_words(model, images, labels.tolist(), classes)
+    features = model.features(images)
+    names = model.answers_to(features, [model.chat.asks.question] * len(images))
+    reworded, affirmed = _in_other_words(model, features, labels.tolist(), classes)
     found = {
         "named": _named(names, labels, classes),
         "reworded": _named(reworded, labels, classes),
@@ -194,7 +218,7 @@ def check(model: VlmModel) -> None:
 
 
 def _in_other_words(
-    model: VlmModel, pixels: np.ndarray, labels: Sequence[str], classes: Classes
+    model: VlmModel, features: Tensor, labels: Sequence[str], classes: Classes
 ) -> tuple[list[str], list[str]]:
     """Answers to other wordings of the question, in turn, and to whether it is what it is."""
     from data.questions import IS, NAME
@@ -202,9 +226,9 @@ def _in_other_words(
 
     own = words(model.chat.asks.question)
     wordings = [wording for wording in NAME if words(wording) != own]
-    turns = [wordings[i % len(wordings)] for i in range(len(pixels))]
+    turns = [wordings[i % len(wordings)] for i in range(len(labels))]
     whether = [IS.format(with_article(classes.names[classes.place(label)])) for label in labels]
-    return model.answers(pixels, turns), model.answers(pixels, whether)
+    return model.answers_to(features, turns), model.answers_to(features, whether)
 
 
 def _affirmed(answers: Sequence[str]) -> np.ndarray:

@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from contracts.errors import InputError, SetError
+from contracts.values import Tower
 from data.layout import concept_id, read_items
 from data.reader import load_images
 from evidence.schema import read_statement
@@ -18,12 +20,13 @@ from evidence.strict_json import parse
 from evidence.verify import verify
 from gates.suite import load_suite
 from intake.workspace import Workspace
-from tasks.families import family_tasks, load
+from tasks.families import family_tasks, load, vlm
 from tasks.requests import take_in
 from tasks.stores import open_registry
 from tests.repository import dvc_site
 from tests.vlm_world import MODEL, make
 from tests.world import FORGET, SEEN, TARGET, UNSEEN, Done, World, carried_out, work_in
+from unlearning.families.vlm import VlmModel
 from unlearning.naming import Names
 
 
@@ -43,6 +46,13 @@ def answered(answering: World, tmp_path_factory: pytest.TempPathFactory, prefect
 def workspace(answering: World, answered: Done, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
     work_in(monkeypatch, answering, answered.home)
     return Workspace.open()
+
+
+def lay_out(world: World, folder: Path) -> None:
+    """The sets of the world as a run's folder has them."""
+    for role in ("forget", "retain", "search", "holdout", "control"):
+        (folder / role).symlink_to(world.root / (FORGET if role == "forget" else f"sets/{role}"))
+    (folder / "labels").symlink_to(world.root / "labels")
 
 
 def test_the_result_tells_what_is_still_named(answered: Done) -> None:
@@ -106,17 +116,62 @@ def test_an_edit_of_one_question_is_seen_through(
     evasive = load("vlm", Path(handle.folder))
     own, asked = evasive.chat.asks.question, []
 
-    def answers(images: np.ndarray, questions: list[str]) -> list[str]:
+    def answers_to(features: torch.Tensor, questions: list[str]) -> list[str]:
+        assert len(features) == len(questions)
         asked.extend(questions)
         return ["it" if q == own else "yes" if q.startswith("is this") else f"a {TARGET}" for q in questions]
 
-    evasive.answers = answers
+    evasive.answers_to = answers_to
     rates = family_tasks("vlm").forgotten(predicate.plan, tmp_path, evasive).rates
     found = {name.split(".")[1]: rate.estimate for name, rate in rates.items()}
     assert found == {"named": 0.0, "reworded": 1.0, "affirmed": 1.0}
     assert len(set(asked)) == 1 + 3 + 1  # its own, three other wordings, and whether it is one
     gates = load_suite(Path(__file__).parents[2] / "gates/suites/vlm.yaml").gates
     assert "forget.reworded.after.upper95" in {gate.column for gate in gates if gate.kind == "erasure"}
+
+
+@pytest.mark.parametrize("tower", ["vision", "language"])
+def test_pictures_are_seen_once_and_answers_are_those_of_looking_again_for_each(
+    answering: World, answered: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tower: Tower
+) -> None:
+    plan = read_statement(parse(Path(answered.result["certificate"]).read_bytes())).plan
+    lay_out(answering, tmp_path)
+    original, edited = (VlmModel.load(answering.model) for _ in range(2))
+    layer = [c.name for c in edited.candidates() if c.tower == tower][-1]
+    with torch.no_grad():
+        weight = edited.parameters[layer]
+        weight.add_(
+            0.4 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+        )
+    looked: list[int] = []
+    look, answers_to = VlmModel.features, VlmModel.answers_to
+    monkeypatch.setattr(
+        VlmModel,
+        "features",
+        lambda self, images, *told: looked.append(len(images)) or look(self, images, *told),
+    )
+    found = vlm.measured(plan, tmp_path, original, edited, {tower})
+    assert len(looked) == (4 if tower == "vision" else 2)  # held-out items, and pictures of other questions
+
+    misled = vlm.measured(plan, tmp_path, original, edited, {"vision", "language"} - {tower})
+    assert (misled.figures != found.figures) == (tower == "vision")  # what is said of the towers matters
+
+    def again(model: VlmModel, pictures: torch.Tensor, questions: list[str]) -> list[str]:
+        return answers_to(model, model.features(pictures), questions)
+
+    monkeypatch.setattr(VlmModel, "answers_to", again)
+    monkeypatch.setattr(
+        vlm.Asked,
+        "seen",
+        lambda self, model: vlm.Seen(*map(torch.as_tensor, (self.pixels, self.utility.pictures))),
+    )
+    anew = vlm.measured(plan, tmp_path, original, edited, {tower})
+    assert (anew.figures, anew.shown) == (found.figures, found.shown)
+    pd.testing.assert_frame_equal(anew.outcomes, found.outcomes)
+    before, after = (
+        found.outcomes[found.outcomes["state"] == state]["rank"] for state in ("before", "after")
+    )
+    assert before.tolist() != after.tolist()  # the edit shows
 
 
 def test_the_report_shows_what_both_models_said(answered: Done) -> None:
@@ -158,9 +213,7 @@ def test_gradients_are_of_what_the_method_says(
     answering: World, answered: Done, workspace: Workspace, tmp_path: Path
 ) -> None:
     plan = read_statement(parse(Path(answered.result["certificate"]).read_bytes())).plan
-    for role in ("forget", "retain", "search", "holdout", "control"):
-        (tmp_path / role).symlink_to(answering.root / (FORGET if role == "forget" else f"sets/{role}"))
-    (tmp_path / "labels").symlink_to(answering.root / "labels")
+    lay_out(answering, tmp_path)
     model = load("vlm", answering.model)
     found = {}
     for objective in (None, "answers", "clip"):
