@@ -24,6 +24,7 @@ import numpy as np
 from bench.provenance import provenance
 from bench.requests import Request, draw, linked_sets, plan_for, usable
 from bench.variants import picked_from
+from bench.vlm_relearning import RATE, relearned, table
 from contracts.canonical import from_plain
 from contracts.errors import SluglineError
 from contracts.values import Measurements, Method
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", default="", help="labels, separated by semicolons; all if not given")
     parser.add_argument("--forget-at", type=int, help="instead of the house's")
+    parser.add_argument("--relearn", type=float, nargs="?", const=RATE, help=f"train on after, at [{RATE:g}]")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -96,13 +98,15 @@ def main() -> None:
     told = {} if options.forget_at is None else {"forget_at": options.forget_at}
     counts = options.concepts, options.families
     rows = []
-    for row in compare(folder, counts, options.seed, picked, options.threads, told):
+    for row in compare(folder, counts, options.seed, picked, options.threads, told, options.relearn):
         print(line(row), file=sys.stderr)
         rows.append(row)
     for kind in dict.fromkeys(row["kind"] for row in rows):
         for label in picked:
             own = [row for row in rows if (row["kind"], row["method"]) == (kind, label)]
             print(f"{kind:<7} {summary(label, own)}", file=sys.stderr)
+            if options.relearn is not None:
+                print(table(own), file=sys.stderr)
     if options.json:
         print(json.dumps({"provenance": provenance("bench.vlm"), "rows": rows}, indent=2))
 
@@ -114,6 +118,7 @@ def compare(
     picked: list[str],
     threads: int,
     told: Mapping[str, Any],
+    relearn: float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """A row for every request and method.
 
@@ -124,6 +129,7 @@ def compare(
         picked: labels of `VARIANTS`.
         threads: of torch.
         told: replaces parts of the house's method for all of them.
+        relearn: the learning rate at which every candidate is trained on; not at all if not given.
 
     Raises:
         SluglineError: a set or the model is unusable.
@@ -135,7 +141,7 @@ def compare(
         labels = read_labels(sets / "labels")
         for request in drawn(labels, usable(sets, "object"), counts, seed):
             for label in picked:
-                row = forget(repo, house, request, label, sets, folder, original, threads, told)
+                row = forget(repo, house, request, label, sets, folder, original, threads, told, relearn)
                 yield {
                     "request": request.name,
                     "kind": request.kind,
@@ -173,6 +179,7 @@ def forget(
     original: VlmModel,
     threads: int,
     told: Mapping[str, Any],
+    relearn: float | None,
 ) -> dict[str, Any]:
     """One request by one method: verdict, gates that were missed, headline figures, and what it took."""
     changes = VARIANTS[label]
@@ -186,6 +193,7 @@ def forget(
         outcome = methods.unlearn(edited, request, plan.method)
         spent = process_time() - began
         figures = vlm.measured(plan, sets, original, edited, set(method.towers)).figures
+        again = {} if relearn is None else relearned(original, edited, request, plan, sets, relearn)
     verdict = run_suite(load_suite(repo / house.gates), figures).verdict
     return {
         "verdict": verdict.decision,
@@ -194,6 +202,7 @@ def forget(
         "layers": [edit.layer for edit in outcome.edits],
         "cpu_seconds": round(spent, 1),
         **headline(figures),
+        **again,
     }
 
 
