@@ -72,6 +72,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
         **VISION,
     },
     HOUSE: {},
+    "the house's, last words": {"name": "unsay", "options": {"words": "last"}},
     "the house's, all words": {"name": "unsay", "options": {"words": "all"}},
     "scrub": {"name": "scrub", **VISION},
     "scrub, names alone": {"name": "scrub", "options": {"features": 0.0, "answers": 0.0}, **VISION},

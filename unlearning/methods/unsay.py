@@ -18,8 +18,10 @@ whole, a step of 1.
 
 What the model sees stays: the vision tower is not touched, features tell the concept as before, and asked
 whether it is that, the model may say yes.  Of a name of several words the last is unsaid, because others
-share the first ones, so that these may still be said: "a crescent" of a crescent moon.  `words: all` takes
-back every one, and more of other names; it is the choice for the names of people.
+share the first ones, so that these may still be said.  Where a kept name ends in the same word, every one is:
+whoever trains on what was kept would teach the last word again.  `words: all` takes back every word of every
+name, and more of other names; it is the choice for the names of people.  `words: last` is one for names all
+made of the same few words.
 
 Shapes: F forgotten keys, d inputs of the matrix, W decoder width.
 """
@@ -52,7 +54,7 @@ FAMILIES = ("vlm",)
 class Options:
     """What is taken back, and how much the two sides count.
 
-    words: of a name, its last one or all.
+    words: of a name, its last one, all, or ("unshared") all if a kept name ends in its last one.
     depth, goal: how far each of their tokens is led, see `vlm_memories.unsaid`.
     slack: what a move that is not made whole costs, see `unlearning.least_change`; near 0 nothing may lack.
     epsilon: damping, relative to the mean energy of a retained key's coordinate.
@@ -62,7 +64,7 @@ class Options:
         InputError: an option is out of its range.
     """
 
-    words: Literal["last", "all"] = "last"
+    words: Literal["unshared", "last", "all"] = "unshared"
     depth: int = 5
     goal: float = 4.0
     slack: float = 0.1
@@ -146,7 +148,12 @@ def _gone(
     images = torch.as_tensor(inputs.inputs.forget_images)
     labels = torch.as_tensor(inputs.inputs.forget_labels)
     names = [inputs.inputs.class_names[label] for label in labels]
-    parts = [name.split()[-1] if options.words == "last" else name for name in names]
+    shared = {name.split()[-1] for name in inputs.retained[1]} if options.words == "unshared" else set()
+    ends = [name.split()[-1] for name in names]
+    parts = [
+        name if options.words == "all" or end in shared else end
+        for name, end in zip(names, ends, strict=True)
+    ]
     question, answer = inputs.task.question, inputs.task.answer
     asked = [model.chat.answered(question, answer(n), part) for n, part in zip(names, parts, strict=True)]
     check_number((1 + options.forget_views) * sum(sum(counts) for _, counts in asked))

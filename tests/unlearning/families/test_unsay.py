@@ -59,7 +59,8 @@ def test_the_names_go_and_the_others_stay(
 ) -> None:
     model = taught(kind)
     before, weights = named(model, *targets), {n: w.clone() for n, w in model.state().items()}
-    outcome = unlearn(model, asked(task, *targets), told())
+    # Here every word is shared: whole names would take the others' words with them.
+    outcome = unlearn(model, asked(task, *targets), told(words="last"))
     changed = {n for n, w in model.state().items() if not torch.equal(w, weights[n])}
     assert changed == {last_memory(model)} == {edit.layer for edit in outcome.edits}
     assert {edit.tower for edit in outcome.edits} == {"language"}
@@ -136,6 +137,19 @@ def test_of_a_name_the_last_word_or_every_one_is_taken_back(taught: Taught, task
     assert (len(last[0]), len(every[0])) == (3 * n, 6 * n)
     assert set(last[2].tolist()) == {TARGET}
     torch.testing.assert_close(last[0], every[0][1::2])
+
+
+def test_unless_told_a_name_goes_whole_where_a_kept_one_ends_in_its_last_word(
+    taught: Taught, task: Task
+) -> None:
+    model, request = taught("vit"), asked(task, TARGET)
+    n, end = len(request.inputs.forget_images), NAMES[TARGET].split()[1]
+    assert end in {name.split()[1] for name in request.retained[1]}
+    keys, *_ = _gone(model, request, Options(forget_views=0), 16)
+    assert len(keys) == 2 * n
+    alone = tuple(i for i, name in enumerate(NAMES) if name.split()[1] == end)
+    keys, *_ = _gone(model, asked(task, *alone), Options(forget_views=0), 16)
+    assert len(keys) == len(asked(task, *alone).inputs.forget_images), "no kept name ends so"
 
 
 def test_a_word_of_several_tokens_is_taken_back_whole(taught: Taught, task: Task) -> None:
