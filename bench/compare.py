@@ -11,7 +11,8 @@ continues where it ended; summary.json, table.md and the figures are written ane
     --audits probe,retrieval,relearn:4   audits to run, `:N` on the first N requests of each kind only
     --model real-clip                    the second reference model, or a model folder; its own --out
     --seeds DIR DIR                      the headline rows on models of other training seeds too, as
-                                         `python -m data.train --seed N --out DIR` writes them
+                                         `python -m data.train --seed N --out DIR` (of real-clip
+                                         data.real_towers) writes them; all by the rules of --model
     --retrained DIR                      models trained without the forget set, in DIR/<model>/<request> or,
                                          for several requests at once, DIR/<model>/union (`bench.gold`);
                                          --list prints the requests' names and targets
@@ -79,7 +80,7 @@ def main() -> None:
             print(json.dumps({request.name: request.targets for request in requests}, indent=2))
             return
         if options.gold is not None:
-            print(prepare_union(options.retrained, base.label, requests, options.gold))
+            print(prepare_union(options.retrained, base, requests, options.gold))
             return
         works = worklist(asked, requests, houses)
         found = measure(asked, world, works, options.out, options.part, options.limit_seconds)

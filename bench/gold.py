@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.models import model_folder
+from bench.models import REAL, Base, model_folder
 from bench.requests import Request
 from contracts.errors import InputError
 
@@ -62,8 +62,14 @@ def find(directory: Path, model: str, request: Request) -> Gold | None:
     return Gold(model_folder(listed.parent), left_out) if left_out.issuperset(request.targets) else None
 
 
-def prepare_union(directory: Path, model: str, requests: Sequence[Request], count: int) -> str:
+def prepare_union(directory: Path, base: Base, requests: Sequence[Request], count: int) -> str:
     """Name what a union of the first `count` requests about objects leaves out, and how it is trained.
+
+    Args:
+        directory: see the module's text.
+        base: the model that is to forget; whose rules it has says how it was trained.
+        requests: in the order drawn.
+        count: how many of them.
 
     Returns:
         The command that trains it.
@@ -74,9 +80,10 @@ def prepare_union(directory: Path, model: str, requests: Sequence[Request], coun
     asked = [request for request in requests if request.axis == "object"][:count]
     if len(asked) < count or not asked:
         raise InputError(f"--gold {count}: {len(asked)} requests about objects are drawn")
-    folder = directory / model / UNION
+    folder = directory / base.label / UNION
     folder.mkdir(parents=True, exist_ok=True)
     listed = folder / LEFT_OUT
     left_out = sorted({target for request in asked for target in request.targets})
     listed.write_text("\n".join(left_out) + "\n", encoding="utf-8")
-    return shlex.join(["python", "-m", "data.train", "--without", str(listed), "--out", str(folder)])
+    training = "data.real_towers" if base.rules == REAL else "data.train"
+    return shlex.join(["python", "-m", training, "--without", str(listed), "--out", str(folder)])

@@ -78,12 +78,12 @@ def base_model(repo: Path, asked: str, whose: str | None = None) -> Base:
 
 
 def model_folder(folder: Path) -> Path:
-    """The folder itself, or the one that `data.train --out` made in it.
+    """The folder itself, or the one that `data.train --out` or `data.real_towers --out` made in it.
 
     Raises:
         InputError: neither holds weights.
     """
-    for each in (folder, folder / "reference"):
+    for each in (folder, folder / "reference", folder / "model"):
         if (each / WEIGHTS).is_file():
             return each
     raise InputError(

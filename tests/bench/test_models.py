@@ -32,8 +32,9 @@ def test_a_folder_is_treated_like_the_first_reference_model_unless_told(tmp_path
     assert base_model(tmp_path, str(folder), REAL).rules == REAL
 
 
-def test_what_training_wrote_is_found_in_its_folder(tmp_path: Path) -> None:
-    folder = model_in(tmp_path / "seed-8/reference")
+@pytest.mark.parametrize("written", ["reference", "model"])  # by data.train, by data.real_towers
+def test_what_training_wrote_is_found_in_its_folder(tmp_path: Path, written: str) -> None:
+    folder = model_in(tmp_path / "seed-8" / written)
     assert base_model(tmp_path, str(tmp_path / "seed-8")) == Base("seed-8", folder, EMOJI)
 
 
