@@ -17,8 +17,8 @@ this process and on these threads.
     seconds               medians over the rounds: CPU seconds, on a GPU wall-clock seconds
     rounds                seconds of every round; a ratio is the median over rounds of that round's ratio
     memory                growth of resident memory while profiling, next to what is allowed.  That includes
-        what glibc's allocator keeps of freed blocks; with MALLOC_MMAP_THRESHOLD_=4194304 in the environment
-        large ones are given back, and it is what the work needs
+        what glibc's allocator keeps of freed blocks; with MALLOC_MMAP_THRESHOLD_=65536 in the environment
+        all but small ones are given back, and it is what the work needs
     peak_memory_mib       highest resident size of the process at this model
     utilisation           operations, their rate, its share of a large matrix product's and of the peak; the
         host's preprocessing beside them

@@ -75,9 +75,14 @@ def _forget_losses(
     """The loss, first as a function of the vision tower, then of the text tower, if both are edited.
 
     It is linear in the features of either, so the gradients add up to the whole; but the graphs of both
-    towers are never there together, for one more forward pass of the cheaper one.
+    towers are never there together, for one more forward pass of the cheaper one.  A tower that runs without
+    a graph does so before there is one, so that what both take is never taken at once.
     """
-    with torch.set_grad_enabled("vision" not in edited):
+    if "vision" not in edited:
+        image = encode.image(pixels)
+        yield forget_loss(image, encode.text(tokens))
+        return
+    with torch.no_grad():
         text = encode.text(tokens)
     image = encode.image(pixels)
     yield forget_loss(image, text)

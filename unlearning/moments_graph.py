@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from contracts.errors import ModelError
+from unlearning.graph import nodes
 
-# Windows of a convolution are k * k times its input: so many values at a time.
-UNFOLDED_VALUES = 2**23
+# Rows are copied out of what the graph keeps, and windows of a convolution are k * k times its input: so many
+# values at a time (4 MiB), which is small beside a graph and large enough for a matrix product.
+PIECE_VALUES = 2**20
 
 _TRANSPOSED = "TBackward0"
 _CAST = "ToCopyBackward0"
@@ -57,15 +59,17 @@ class Use:
     def inputs(self, wanted: Tensor) -> Iterator[Tensor]:
         """The rows `wanted` (bool, one per row) of what the weight was multiplied with, in pieces (P, R, n).
 
-        In the precision they were multiplied in.  Of a convolution a row is the window of one place of one
-        image; only wanted windows are copied.
+        In the precision they were multiplied in; at least one piece, perhaps of no rows.  Of a convolution a
+        row is the window of one place of one image; only wanted windows are copied.
         """
         if self.node.name() != _CONVOLUTION:
-            yield getattr(self.node, _MATRIX_PRODUCTS[self.node.name()]).detach()[None, wanted]
+            rows = getattr(self.node, _MATRIX_PRODUCTS[self.node.name()]).detach()
+            for kept in torch.split(wanted.nonzero().flatten(), max(1, PIECE_VALUES // self.width)):
+                yield rows[None, kept]
             return
         windows = self._windows(self.node._saved_input.detach())
         places = wanted.view(windows.shape[:3])
-        size = max(1, UNFOLDED_VALUES // windows[0].numel())
+        size = max(1, PIECE_VALUES // windows[0].numel())
         for piece, kept in zip(torch.split(windows, size), torch.split(places, size), strict=True):
             rows = piece[kept]
             yield rows.reshape(len(rows), self.parts, self.width).transpose(0, 1)
@@ -100,14 +104,9 @@ def uses(features: Tensor, weights: Mapping[str, nn.Parameter]) -> list[Use]:
         ModelError: a weight is used in another way than as a matrix or convolution kernel.
     """
     names = {id(weight): name for name, weight in weights.items()}
-    found, seen, waiting = [], set(), [features.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    found = []
+    for node in nodes([features]):
         for child, _ in node.next_functions:
-            waiting.append(child)
             name, is_transposed = _weight_behind(child, names)
             if name is None or node.name() in (_TRANSPOSED, _CAST):
                 continue

@@ -11,7 +11,7 @@ from unlearning import distributed
 from unlearning.accumulation import GradientSum
 from unlearning.contrastive import batches, surrogates
 from unlearning.encoders import FULL_PRECISION, encoders
-from unlearning.families.clip import ClipModel
+from unlearning.families.clip import ClipModel, tower_of
 from unlearning.gradients import (
     Gradients,
     forget_gradient,
@@ -356,3 +356,22 @@ def test_saved_gradients_come_back_bit_equal_and_in_order(tmp_path: Path) -> Non
     assert all(torch.equal(loaded[c][layer], saved[c][layer]) for c in saved for layer in saved[c])
     with pytest.raises(ModelError, match=r"gone\.safetensors"):
         load_gradients(tmp_path / "gone.safetensors")
+
+
+@pytest.mark.parametrize("edited", ["vision", "text"])
+def test_a_tower_that_runs_without_a_graph_does_so_before_there_is_one(
+    model: ClipModel, task, layers, monkeypatch, edited: str
+) -> None:
+    # Catches a forget pass that takes the room of one tower's graph and of the other one's run at once.
+    had_graph = []
+    for name in ("image_features", "text_features"):
+        run = getattr(ClipModel, name)
+
+        def kept(self, batch, run=run):
+            features = run(self, batch)
+            had_graph.append(features.requires_grad)
+            return features
+
+        monkeypatch.setattr(ClipModel, name, kept)
+    forget(model, task, [layer for layer in layers if tower_of(layer) == edited], 1000)
+    assert had_graph == [False, True]

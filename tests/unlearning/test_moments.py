@@ -342,7 +342,7 @@ def test_windows_of_a_convolution_are_what_it_multiplies(
         windows.append(torch.stack([part.flatten() for part in window.split(n_parts)]))
     wanted = torch.stack(windows, dim=1)
     for values in (2**23, 1):  # the second: one image at a time
-        monkeypatch.setattr("unlearning.moments_graph.UNFOLDED_VALUES", values)
+        monkeypatch.setattr("unlearning.moments_graph.PIECE_VALUES", values)
         everything = torch.ones(wanted.shape[1], dtype=torch.bool)
         rows = collected(out, weight, everything)
         assert torch.equal(rows, wanted)

@@ -39,6 +39,7 @@ from unlearning.families.config import (
     section,
     write_folder,
 )
+from unlearning.graph import reached
 from unlearning.inplace import requiring_grad
 
 # SLUG never edits these (arXiv 2407.11867, released code): matched anywhere in the name.
@@ -142,7 +143,7 @@ class ClipModel:
     def candidates(self) -> tuple[CandidateLayer, ...]:
         """Every weight a method may edit: not `EXCLUDED` by name, and used by an image or text feature.
 
-        Whether a weight is used is asked of autograd, with one blank image and one empty text: to
+        Whether a weight is used is read off the graph of one blank image and one empty text: to
         edit a tensor that no feature depends on would change nothing and still count as an edit.
         """
         named = {n: p for n, p in self.parameters.items() if not any(word in n for word in EXCLUDED)}
@@ -150,11 +151,11 @@ class ClipModel:
         with requiring_grad(self.net, named):
             image = self.image_features(torch.zeros(1, 3, size, size, device=self.device))
             text = self.text_features(self.tokenize([""]))
-            grads = torch.autograd.grad(image.sum() + text.sum(), list(named.values()), allow_unused=True)
+            used = reached([image, text], named)
         return tuple(
             CandidateLayer(name, tower_of(name), tuple(p.shape), p.numel())
-            for (name, p), grad in zip(named.items(), grads, strict=True)
-            if grad is not None
+            for name, p in named.items()
+            if name in used
         )
 
     def may_edit(self, layer: str) -> bool:

@@ -98,6 +98,7 @@ def profile(model: Editable, inputs: Request, method: Method, progress: Progress
     candidates = [named[layer] for layer in named if layer in moments]
     if options.layer is not None and not candidates:
         raise InputError(f"{options.layer} has more inputs than `widest` allows, {options.widest}")
+    retain = {c.name: retain[c.name] for c in candidates}  # the others' memory is of no use any more
     scores: dict[str, tuple[LayerScore, ...]] = {}
     directions = {}
     several = options.concepts == "joint" and len(inputs.targets) > 1
