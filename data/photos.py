@@ -8,49 +8,19 @@ photo of a person.  A photo has one role; `check_roles` refuses a list in which 
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
-from hashlib import sha256
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from contracts.errors import DigestMismatch, InputError, SetError
+from contracts.errors import SetError
+from data.package_file import PackageFile
 
 PhotoRole = Literal["train", "search", "holdout"]
 
 # Metres are of no use to haze of a random strength: only f B / (disparity + offset) up to a factor is.
 _PRINCIPAL_POINT_OFFSET = 31.086  # pixels, from the calibration in scikit-image's documentation
-
-
-@dataclass(frozen=True)
-class PackagedFile:
-    """A file of an installed package, known by its digest."""
-
-    package: str
-    path: str
-    sha256: str
-
-    def read(self) -> bytes:
-        """The file's bytes; the package itself is not imported.
-
-        Raises:
-            InputError: the package is not installed, or has no such file.
-            DigestMismatch: it is another file.
-        """
-        spec = find_spec(self.package)
-        folders = (spec and spec.submodule_search_locations) or ()
-        found = [file for folder in folders if (file := Path(folder) / self.path).is_file()]
-        if not found:
-            raise InputError(
-                f"{self.package}/{self.path} is not installed; run: pip install -r requirements-dev.txt"
-            )
-        content = found[0].read_bytes()
-        if (digest := sha256(content).hexdigest()) != self.sha256:
-            raise DigestMismatch(f"{self.package}/{self.path} is {digest}, expected {self.sha256}")
-        return content
 
 
 @dataclass(frozen=True)
@@ -66,10 +36,10 @@ class Photo:
 
     scene: str
     role: PhotoRole
-    file: PackagedFile
+    file: PackageFile
     licence: str
     attribution: str
-    disparity: PackagedFile | None = None
+    disparity: PackageFile | None = None
 
     @property
     def id(self) -> str:
@@ -80,7 +50,7 @@ class Photo:
         """The photo as it is stored, uint8 RGB (H, W, 3); a grey one has three equal channels.
 
         Raises:
-            InputError, DigestMismatch: see `PackagedFile.read`.
+            InputError, DigestMismatch: see `PackageFile.read`.
         """
         return np.asarray(Image.open(io.BytesIO(self.file.read())).convert("RGB"))
 
@@ -91,7 +61,7 @@ class Photo:
         the farthest hundredth are cut off.
 
         Raises:
-            InputError, DigestMismatch: see `PackagedFile.read`.
+            InputError, DigestMismatch: see `PackageFile.read`.
         """
         if self.disparity is None:
             return None
@@ -107,12 +77,12 @@ class Photo:
         return scaled
 
 
-def _skimage(name: str, digest: str) -> PackagedFile:
-    return PackagedFile("skimage", f"data/{name}", digest)
+def _skimage(name: str, digest: str) -> PackageFile:
+    return PackageFile("skimage", f"data/{name}", digest)
 
 
-def _sklearn(name: str, digest: str) -> PackagedFile:
-    return PackagedFile("sklearn", f"datasets/images/{name}", digest)
+def _sklearn(name: str, digest: str) -> PackageFile:
+    return PackageFile("sklearn", f"datasets/images/{name}", digest)
 
 
 _CC0 = "CC0-1.0"

