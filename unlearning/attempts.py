@@ -97,7 +97,7 @@ class Judge:
 
     def __init__(self, model: Editable, inputs: Request, method: Method, layers: Sequence[str]) -> None:
         self._inputs, self._method = inputs, method
-        self._split = inputs.search_split(model, method)
+        self._split = inputs.search_split(model, method, layers)
         self._tower = self.tower_of(layers[0])
         original = self._split.view({})
         seen = original.both(inputs.targets)

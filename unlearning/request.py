@@ -159,9 +159,9 @@ class UnlearnInputs:
         # Popped, so that sums and means of all layers are never there together.
         return gradient, {layer: sums.pop(layer).mean() for layer in list(sums)}
 
-    def search_split(self, model: ClipModel, method: Method) -> SearchSplit:
+    def search_split(self, model: ClipModel, method: Method, layers: Collection[str] = ()) -> SearchSplit:
         """See `unlearning.search_split`."""
-        return SearchSplit(model, self, method)
+        return SearchSplit(model, self, method, layers)
 
 
 def _check_images(what: str, images: NDArray[np.uint8]) -> None:

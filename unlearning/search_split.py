@@ -1,7 +1,8 @@
 """The search split as a zero-shot task, re-measured after each edit without recomputing what cannot change.
 
 For an edit in one tower the features of the other are computed once.  In the edited tower the
-activations entering the edited stage are kept (`SplitView`).  To read the forget rate after a
+activations entering the edited stage are kept (`SplitView`); of the first one to be edited they come from the
+pass that computes the features.  To read the forget rate after a
 text edit, the classes that stood highest for these images are encoded first: once `forget_at`
 classes beat the true one for every image, the others cannot bring it back into the top.
 
@@ -12,7 +13,7 @@ step that reaches the target there reaches it; an exact measurement looks at all
 Shapes: n images asked for, N images in the split, C classes, T templates, D embedding width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,10 +35,19 @@ LOOKS = 8
 
 
 class SearchSplit:
-    """Images, class texts and their features under the weights at construction."""
+    """Images, class texts and their features under the weights at construction.
+
+    Args:
+        model: at the weights to measure edits against.
+        inputs: of the request.
+        method: names micro-batch and target.
+        layers: that are to be edited, where they are known: views of these start no pass anew.
+    """
 
     @torch.no_grad()
-    def __init__(self, model: ClipModel, inputs: "UnlearnInputs", method: Method) -> None:
+    def __init__(
+        self, model: ClipModel, inputs: "UnlearnInputs", method: Method, layers: Collection[str] = ()
+    ) -> None:
         self.model, self.method = model, method
         self.labels = torch.as_tensor(inputs.search_labels)
         self.targets = torch.tensor(inputs.targets)
@@ -49,9 +59,12 @@ class SearchSplit:
             "vision": model.image_batches(inputs.search_images),
             "text": model.text_batches(texts, templates),
         }
-        whole = SplitView(self, {"vision": 0, "text": 0})
-        self.image_features = whole.image_features(torch.arange(len(self.labels)))
-        self.class_embeddings = whole.class_embeddings(torch.arange(self.n_classes))
+        first: dict[Tower, int] = {}
+        for tower, stage in map(self.place, layers):
+            first[tower] = min(stage, first.get(tower, stage))
+        self.first = SplitView(self, {"vision": 0, "text": 0, **first})
+        self.image_features = self.first.image_features(torch.arange(len(self.labels)))
+        self.class_embeddings = self.first.class_embeddings(torch.arange(self.n_classes))
         kept = torch.nonzero(~torch.isin(self.labels, self.targets)).flatten()
         self.kept_rows = self._least_sure_first(kept)
 
@@ -74,7 +87,7 @@ class SearchSplit:
             stages: by tower.
             before: a view at the same weights that stands earlier, to go on from in its towers.
         """
-        return SplitView(self, stages, before)
+        return SplitView(self, stages, (*filter(None, [before]), self.first))
 
     def place(self, layer: str) -> tuple[Tower, int]:
         """Tower of a weight, and the stage in it that uses the weight."""
@@ -100,14 +113,16 @@ class SplitView:
 
     @torch.no_grad()
     def __init__(
-        self, split: SearchSplit, stages: Mapping[Tower, int], before: "SplitView | None" = None
+        self, split: SearchSplit, stages: Mapping[Tower, int], earlier: Sequence["SplitView"] = ()
     ) -> None:
+        """See `SearchSplit.view`; it goes on from the furthest of the `earlier` views that is not too far."""
         self._split, self._stages = split, stages
         self._entering: dict[Tower, list[Batch]] = {}
         for tower, first in stages.items():
             start, done = split.start[tower], 0
-            if before is not None and tower in before._stages:
-                start, done = before._entering[tower], before._stages[tower]
+            for view in earlier:
+                if done < view._stages.get(tower, 0) <= first:
+                    start, done = view._entering[tower], view._stages[tower]
             run = split.model.staged(tower).run
             self._entering[tower] = run(start, done, first, split.method.micro_batch)
 

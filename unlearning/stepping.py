@@ -298,7 +298,7 @@ def step_and_edit(
     if set(profile.directions) != set(targets) or set(profile.scores) - {JOINT} - set(concepts):
         raise InputError("the profile was taken for other concepts than the request names")
     directions = {concept: profile.directions[concept] for concept in targets}
-    split = inputs.search_split(model, method)
+    split = inputs.search_split(model, method, {layer for own in directions.values() for layer in own})
     stepper = Stepper(split, directions, targets, list(concepts), least, first)
     found = stepper.search_layers(progress)
     trials = [trial for steps in found.values() for step in steps for trial in step.trials]

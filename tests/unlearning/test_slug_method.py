@@ -12,6 +12,8 @@ from torch import Tensor
 from contracts.errors import InputError, ModelError
 from unlearning import ClipModel, UnlearnInputs, methods, search_split, unlearn
 from unlearning.curve import CURVE_MULTIPLES
+from unlearning.families.clip import tower_of
+from unlearning.families.clip_stages import StagedTower
 from unlearning.gradients import forget_gradient
 from unlearning.inplace import edited
 from unlearning.layer_steps import LayerStep, best_layer
@@ -342,6 +344,30 @@ def test_a_layer_is_given_up_only_where_it_cannot_win(
     best = max(full.values())
     assert all(full[layer] < best for layer in full.keys() - kept.keys())
     assert full.keys() - kept.keys(), "no layer was given up: the test shows nothing"
+
+
+@pytest.mark.parametrize("layer", ["text_projection", "visual.proj"])
+def test_what_enters_a_layer_to_be_edited_is_not_computed_twice(
+    make_model, task, monkeypatch, layer: str
+) -> None:
+    model, inputs = make_model("vit"), task.inputs(TARGET)
+    tower, stage = tower_of(layer), model.staged(tower_of(layer)).stage_of(layer)
+    passed: list[int] = []
+    run = StagedTower._run_one
+
+    def counted(self, batch, stages, micro_batch):
+        if self is model.staged(tower):
+            passed.append(len(stages) * len(batch.rows))
+        return run(self, batch, stages, micro_batch)
+
+    monkeypatch.setattr(StagedTower, "_run_one", counted)
+    work = {}
+    for known in ((), (layer,)):
+        passed.clear()
+        SearchSplit(model, inputs, task.method, known).view({tower: stage})
+        work[known] = sum(passed)
+    stages = len(model.staged(tower).stages)
+    assert work[()] == work[(layer,)] * (stages + stage) / stages  # once, and once more up to the layer
 
 
 def test_what_is_kept_is_counted_exactly_or_not_at_all(model: ClipModel, task, monkeypatch) -> None:

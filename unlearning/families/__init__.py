@@ -9,7 +9,7 @@ Methods see these protocols alone, so one that needs no more than they offer wor
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -197,5 +197,11 @@ class Request(Protocol):
             progress: told how far it is.
         """
 
-    def search_split(self, model: Any, method: Method) -> Split:
-        """The search split at the model's present weights."""
+    def search_split(self, model: Any, method: Method, layers: Collection[str] = ()) -> Split:
+        """The search split at the model's present weights.
+
+        Args:
+            model: at the weights to measure edits against.
+            method: names micro-batch and target.
+            layers: that are to be edited, where they are known; what enters the first of them may be kept.
+        """

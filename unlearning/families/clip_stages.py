@@ -87,7 +87,9 @@ class StagedTower:
         return found[0]
 
     def run(self, batches: Sequence[Batch], first: int, last: int | None, micro_batch: int) -> list[Batch]:
-        """Pass batches through stages[first:last], `micro_batch` rows at a time."""
+        """Pass batches through stages[first:last], `micro_batch` rows at a time; through none, shared."""
+        if first == last:
+            return list(batches)
         return [
             self._run_one(batch, self.stages[first:last], micro_batch) for batch in batches if len(batch.rows)
         ]

@@ -19,7 +19,7 @@ of any stage draws anew.
 Shapes: N drawings, P prompts, C classes, D classes of the other axis.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -249,8 +249,10 @@ class DiffusionRequest:
         gradient = self._retain_side(model, layers, method, progress, collector)
         return gradient, collector.means()
 
-    def search_split(self, model: DiffusionModel, method: Method) -> "DiffusionSplit":
-        """The search split at the model's present weights."""
+    def search_split(
+        self, model: DiffusionModel, method: Method, layers: Collection[str] = ()
+    ) -> "DiffusionSplit":
+        """The search split at the model's present weights; a tower is one stage, nothing enters `layers`."""
         return DiffusionSplit(model, self, method)
 
     def _retain_side(

@@ -14,7 +14,7 @@ that of minus the distance to the input.
 Shapes: N images of H x W pixels.  PSNR in dB, of values 0 to 1, the output clipped.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -162,9 +162,11 @@ class RestorationRequest:
         gradient = self._retain_side(model, layers, method, progress, collector)
         return gradient, collector.means()
 
-    def search_split(self, model: RestorationModel, method: Method) -> "RestorationSplit":
-        """The search split at the model's present weights."""
-        return RestorationSplit(model, self, method)
+    def search_split(
+        self, model: RestorationModel, method: Method, layers: Collection[str] = ()
+    ) -> "RestorationSplit":
+        """The search split at the model's present weights; see `families.Request`."""
+        return RestorationSplit(model, self, method, layers)
 
     def _retain_side(
         self,
@@ -218,7 +220,9 @@ class RestorationSplit:
     """Search pairs, and the model's outputs and their errors under the weights at construction."""
 
     @torch.no_grad()
-    def __init__(self, model: RestorationModel, request: RestorationRequest, method: Method) -> None:
+    def __init__(
+        self, model: RestorationModel, request: RestorationRequest, method: Method, layers: Collection[str]
+    ) -> None:
         self.model, self.method, self.visible = model, method, request.visible
         self.labels = torch.as_tensor(request.search.labels)
         self.clean = model.preprocess(request.search.clean)
@@ -226,8 +230,9 @@ class RestorationSplit:
         self.start = model.activations(degraded)
         self.net = model.staged()
         self.input_errors = mean_squares(degraded, self.clean)
-        whole = RestorationView(self, 0, self.start)
-        self.errors = whole.errors(torch.arange(len(self.labels)))
+        stage = min((self.place(layer)[1] for layer in layers), default=0)
+        self._first = RestorationView(self, stage, self.net.run(self.start, 0, stage, method.micro_batch))
+        self.errors = self._first.errors(torch.arange(len(self.labels)))
         self.kept_rows = torch.nonzero(~torch.isin(self.labels, torch.tensor(request.targets))).flatten()
 
     def place(self, layer: str) -> tuple[Tower, int]:
@@ -239,8 +244,9 @@ class RestorationSplit:
         if "net" not in stages:
             return RestorationView(self, None, None)
         start, done = self.start, 0
-        if before is not None and before.stage is not None and before.entering is not None:
-            start, done = before.entering, before.stage
+        for earlier in filter(None, [before, self._first]):
+            if earlier.entering is not None and done < (earlier.stage or 0) <= stages["net"]:
+                start, done = earlier.entering, earlier.stage or 0
         with torch.no_grad():
             entering = self.net.run(start, done, stages["net"], self.method.micro_batch)
         return RestorationView(self, stages["net"], entering)

@@ -87,7 +87,9 @@ class StagedNet:
         return found[0]
 
     def run(self, before: Activations, first: int, last: int | None, micro_batch: int) -> Activations:
-        """Pass n >= 1 images through stages[first:last], `micro_batch` at a time."""
+        """Pass n >= 1 images through stages[first:last], `micro_batch` at a time; through none, shared."""
+        if first == last:
+            return before
         pieces = []
         for piece in before.split(micro_batch):
             for stage in self.stages[first:last]:

@@ -13,7 +13,7 @@ Whichever gradients are taken, answers say how far to go.
 Shapes: n images asked for, N images of the split, T image tokens, C channels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -150,9 +150,9 @@ class VlmRequest:
         gradient = self._answers_of_retained(model, layers, method, progress, collector)
         return gradient, collector.means()
 
-    def search_split(self, model: VlmModel, method: Method) -> "AnswerSplit":
-        """The search split at the model's present weights."""
-        return AnswerSplit(model, self.inputs, method, self.task)
+    def search_split(self, model: VlmModel, method: Method, layers: Collection[str] = ()) -> "AnswerSplit":
+        """The search split at the model's present weights; see `families.Request`."""
+        return AnswerSplit(model, self.inputs, method, self.task, layers)
 
     def _answers_of_retained(
         self,
@@ -185,12 +185,23 @@ class AnswerSplit:
     """
 
     @torch.no_grad()
-    def __init__(self, model: VlmModel, inputs: UnlearnInputs, method: Method, task: AnswerTask) -> None:
+    def __init__(
+        self,
+        model: VlmModel,
+        inputs: UnlearnInputs,
+        method: Method,
+        task: AnswerTask,
+        layers: Collection[str],
+    ) -> None:
         self.model, self.method, self.task = model, method, task
         self.labels, self.targets = torch.as_tensor(inputs.search_labels), torch.tensor(inputs.targets)
         self.class_names, self.names = inputs.class_names, Names(inputs.class_names)
         self.start = model.image_batches(inputs.search_images)
-        self.features = AnswerView(self, 0, self.start).features(torch.arange(len(self.labels)))
+        stages = (place[1] for place in map(self.place, layers) if place[0] == "vision")
+        first = min(min(stages, default=0), model.reader.cut)
+        entering = model.staged("vision").run(self.start, 0, first, method.micro_batch)
+        self._first = AnswerView(self, first, entering)
+        self.features = self._first.features(torch.arange(len(self.labels)))
         self.kept_rows = torch.nonzero(~torch.isin(self.labels, self.targets)).flatten()
 
     def place(self, layer: str) -> tuple[Tower, int]:
@@ -215,8 +226,9 @@ class AnswerSplit:
         if stage >= self.model.reader.cut:
             raise ModelError("a direction is in a layer behind the one that the language model reads")
         start, done = self.start, 0
-        if before is not None and before.stage is not None:
-            start, done = before.entering, before.stage
+        for earlier in filter(None, [before, self._first]):
+            if done < (earlier.stage or 0) <= stage:
+                start, done = earlier.entering, earlier.stage or 0
         with torch.no_grad():
             entering = self.model.staged("vision").run(start, done, stage, self.method.micro_batch)
         return AnswerView(self, stage, entering)

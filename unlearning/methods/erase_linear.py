@@ -120,7 +120,7 @@ def edit(
         for layer in linear_layers(model)
         if layer.weight in known
     }
-    split = SearchSplit(model, inputs, method)
+    split = SearchSplit(model, inputs, method, layers)
     search = _StrengthSearch(split, label, inputs.targets, _options(method))
     best = best_layer(search.layers(layers, progress))
     updates = layers[best.layer]

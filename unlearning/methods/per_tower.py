@@ -106,10 +106,10 @@ def edit(
             edits = outcomes[-1].edits
             changed |= {edit.layer: model.parameters[edit.layer].detach().clone() for edit in edits}
     updates = {layer: weight - model.parameters[layer].detach() for layer, weight in changed.items()}
-    split = SearchSplit(model, inputs, method)
+    split = SearchSplit(model, inputs, method, updates)
     seen = measured_curve(
         split,
-        split.view(dict.fromkeys(TOWERS, 0)),
+        split.first,
         inputs.targets,
         lambda multiple: {layer: update * multiple for layer, update in updates.items()},
         progress,

@@ -202,6 +202,26 @@ def test_a_view_of_an_unedited_model_sees_what_the_split_knows(case: Case) -> No
         assert seen[1] == pytest.approx(known[1], abs=1e-5)
 
 
+def test_a_split_that_knows_what_will_be_edited_sees_the_same(case: Case) -> None:
+    # Catches what enters a stage being kept of the wrong one, or from before an earlier layer's edit.
+    model = case.model()
+    layers = [candidate.name for candidate in model.candidates()]
+    knowing = layers[len(layers) // 3 :: 5]
+    told = case.request.search_split(model, case.method, knowing)
+    untold = case.request.search_split(model, case.method)
+    for layer in (layers[0], *knowing):
+        tower, stage = untold.place(layer)
+        change = torch.randn(model.parameters[layer].shape, generator=torch.Generator().manual_seed(0))
+        views = [split.view({tower: stage}) for split in (told, untold)]
+        with edited(model.parameters, {layer: 0.1 * change * model.parameters[layer].abs().mean()}):
+            seen, wanted = (view.both([case.target]) for view in views)
+        assert seen is not None
+        assert wanted is not None
+        assert seen[0].rates == wanted[0].rates
+        assert seen[0].margin == pytest.approx(wanted[0].margin, abs=1e-4)
+        assert seen[1] == pytest.approx(wanted[1], abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
