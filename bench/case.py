@@ -1,25 +1,28 @@
 """One request on one model: everything that all contenders share, computed once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bench.contenders import Contender
 from bench.gold import Gold
 from bench.holdout import Holdout
 from bench.requests import Request, plan_for
-from contracts.values import Plan, Tower
+from contracts.values import Method, Plan, Tower
 from gates.suite import GateSuite, load_suite
 from tasks.families.clip_inputs import unlearn_inputs
 from tasks.families.clip_measure import Features
 from tasks.house import Rules
+from unlearning import methods
 from unlearning.families.clip import ClipModel
 from unlearning.request import UnlearnInputs
+from unlearning.retain_statistics import KnownRetain, RetainStatistics, Wanted, measure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,6 +152,7 @@ class Case:
         base: the unedited model.
         retrained: the model that never saw the forget set, where there is one.
         settings: of the audits.
+        retain_known: what methods use of the retain set is measured before they run, see `given`.
     """
 
     model_name: str
@@ -160,7 +164,9 @@ class Case:
     base: State
     retrained: Retrained | None
     settings: Settings
+    retain_known: bool = False
     _known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _statistics: dict[Wanted, RetainStatistics] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -174,6 +180,7 @@ class Case:
         gold: Gold | None,
         settings: Settings,
         threads: int,
+        retain_known: bool = False,
     ) -> "Case":
         """Read and encode everything that a request needs.
 
@@ -187,6 +194,7 @@ class Case:
             gold: the model retrained without the forget set.
             settings: of the audits.
             threads: of torch.
+            retain_known: see the class.
         """
         assert some.method is not None
         name, model = base
@@ -210,7 +218,25 @@ class Case:
             State(model, frozenset(), holdout.before, examples),
             retrained,
             settings,
+            retain_known,
         )
+
+    def given(self, method: Method) -> UnlearnInputs:
+        """The inputs of a method, as of a later request on this model if `retain_known`.
+
+        What it uses of the retain set is then measured here, once for all methods that use the same.
+        """
+        wanted = methods.statistics(method, self.inputs.seed) if self.retain_known else None
+        if wanted is None:
+            return self.inputs
+        images, captions = self.inputs.retain_images, self.inputs.retain_captions
+        if wanted not in self._statistics:
+            self._statistics[wanted] = measure(
+                self.base.model, images, captions, wanted, micro_batch=method.micro_batch
+            )
+        nothing = torch.empty(0, dtype=torch.long)
+        known = KnownRetain(self._statistics[wanted], nothing, images[:0], ())
+        return replace(self.inputs, known_retain=known)
 
     def held(self, state: State) -> Holdout:
         """What a model is judged on: the retrained one not on what it never saw for other reasons."""

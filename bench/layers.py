@@ -7,6 +7,8 @@ what it costs in accuracy, what a probe still finds, what fine-tuning on the ret
     --method slug-preconditioned   the step, in every matrix
     --method erase-linear          the erasure, in every layer it can be folded into
     rule                           what the method itself would search of a tower; see its docstring
+    --retain-known                 seconds as of a later request on the same model: what the method uses of
+                                   the retain set is measured once for all layers, and does not count
     --part 1/2                     every second request: several processes may share one OUT
 
 Rows are appended to OUT/rows.jsonl; the same command continues where it ended.  summary.json, table.md and
@@ -84,6 +86,7 @@ def main() -> None:
         settings=settings,
         retrained=None,
         threads=options.threads,
+        retain_known=options.retain_known,
     )
     houses = base.houses(repo)
     counts: dict[Kind, int] = {"single": options.singles, "family": options.families}
@@ -97,6 +100,7 @@ def main() -> None:
         "method": options.method,
         "model": base.label,
         "requests": sorted({row["request"] for row in found}),
+        "retain_known": options.retain_known,
         "layers": {label: summarise([r for r in found if r["label"] == label]) for label in labels},
     }
     (options.out / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -126,7 +130,8 @@ def page(result: Mapping[str, Any]) -> str:
         f"    {result['provenance']['command']}",
         "",
         f"{result['model']}, {len(result['requests'])} requests; medians over them.  A text layer has the "
-        "image features as they were: what a probe finds there is what it found before.",
+        "image features as they were: what a probe finds there is what it found before."
+        + (" CPU seconds with what is used of the retain set known." if result["retain_known"] else ""),
         "",
         "| layer | n | reached | passed | " + " | ".join(COLUMNS[name].title for name in FIGURES) + " |",
         "|---|---|---|---|" + "---|" * len(FIGURES),
@@ -166,6 +171,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--method", choices=tuple(LAYERS_OF), default="slug-preconditioned")
     parser.add_argument("--audits", default=AUDITS, help="as in bench.compare, or none")
     parser.add_argument("--out", type=Path, default=Path("bench/results/layers"))
+    parser.add_argument("--retain-known", action="store_true")
     parser.add_argument("--limit-seconds", type=float, help="begin no row after that")
     parser.add_argument("--part", type=parse_part, default=(1, 1), metavar="I/N")
     parser.add_argument("--json", action="store_true")

@@ -77,8 +77,9 @@ def _measured(case: Case, contender: Contender, work: ClipModel, audits: Mapping
         state = case.retrained.state
     else:
         work.net.load_state_dict(case.base.model.net.state_dict())
+        inputs = case.given(contender.method)
         with costing() as cost:
-            outcome = unlearn(work, case.inputs, contender.method)
+            outcome = unlearn(work, inputs, contender.method)
         found |= {"cost": _cost(cost), **_edits(outcome)}
         began = process_time()
         towers = frozenset(edit.tower for edit in outcome.edits)

@@ -46,6 +46,7 @@ class Asked:
         settings: of the audits.
         retrained: folder with models that never saw the forget set (`bench.gold`).
         threads: of torch.
+        retain_known: see `bench.case.Case`.
     """
 
     models: Mapping[str, Path]
@@ -58,6 +59,7 @@ class Asked:
     settings: Settings
     retrained: Path | None
     threads: int
+    retain_known: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,4 +258,5 @@ def _case(asked: Asked, world: World, group: Sequence[Work], base: ClipModel) ->
             work.gold,
             asked.settings,
             asked.threads,
+            asked.retain_known,
         )

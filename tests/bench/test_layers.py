@@ -58,6 +58,7 @@ def test_the_page_and_the_figure_show_the_medians() -> None:
         "model": "m",
         "requests": ["a"],
         "layers": layers,
+        "retain_known": True,
     }
     (line,) = [line for line in page(result).splitlines() if line.startswith("| `visual.proj`")]
     cells = [cell.strip() for cell in line.strip("|").split("|")]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from tasks.families.clip_measure import measured
 from tasks.house import choose, rules
 from tests.world import COLOURS, FORGET, MODEL, SEEN, TARGET, World
 from unlearning.families.clip import ClipModel
+from unlearning.retain_statistics import RetainStatistics, measure
 
 # Not the target's family, so that what is near it stays as it was.
 OTHER = SEEN[-1]
@@ -59,6 +61,27 @@ def test_a_row_has_the_figures_of_a_run(case: Case, work: ClipModel, world: Worl
     assert row["drops"]["retain.ta1"]["upper95"] == pytest.approx(told.drops["retain.ta1"].upper95, abs=1e-6)
     assert row["edited"] == {"towers": ["text"], "tensors": 1, "layers": row["edited"]["layers"]}
     assert row["rates"]["forget.fa1"]["after"]["hits"] < row["rates"]["forget.fa1"]["before"]["hits"]
+
+
+def test_what_is_known_of_the_retain_set_is_measured_once_and_changes_no_figure(
+    case: Case, work: ClipModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+
+    def counted(*args: Any, **options: Any) -> RetainStatistics:
+        measured.append(args)
+        return measure(*args, **options)
+
+    monkeypatch.setattr("bench.case.measure", counted)
+    later = replace(case, retain_known=True, _statistics={})
+    step = replace(case.plan.method, name="slug-preconditioned", towers=("text",))
+    one = Contender("one", replace(step, options={"layers": 1}))
+    for contender in (one, Contender("three", step)):
+        known, anew = trial(later, contender, work, {}), trial(case, contender, work, {})
+        assert known["edited"] == anew["edited"]
+        assert known["rates"] == anew["rates"]
+    assert len(measured) == 1
+    assert later.given(case.plan.method) is case.inputs  # SLUG's Pareto front asks for the request's own
 
 
 def test_audits_leave_the_candidate_and_the_base_as_they_were(case: Case, work: ClipModel) -> None:
