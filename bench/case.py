@@ -135,6 +135,11 @@ class Retrained:
     used: str
 
 
+def takes_known_retain(method: Method | None) -> bool:
+    """Whether a method, told as it is, uses what a later request knows of the retain set."""
+    return method is not None and methods.statistics(method, seed=0) is not None
+
+
 Audit = Callable[["Case", State], dict[str, Any]]
 
 

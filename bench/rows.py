@@ -10,9 +10,19 @@ from contracts.canonical import digest
 Row = dict[str, Any]
 
 
-def row_key(weights_sha256: str, targets: Sequence[str], method_sha256: str) -> str:
-    """What a row is about, whatever the code that measured it: model, request and method."""
-    return digest([weights_sha256, list(targets), method_sha256])[:32]
+def row_key(
+    weights_sha256: str, targets: Sequence[str], method_sha256: str, retain_known: bool = False
+) -> str:
+    """What a row is about, whatever the code that measured it: model, request, method, and what it was given.
+
+    Args:
+        weights_sha256: of the model.
+        targets: of the request.
+        method_sha256: of the method with its options.
+        retain_known: what it uses of the retain set was measured before (`bench.case.Case.given`).
+    """
+    told = [weights_sha256, list(targets), method_sha256]
+    return digest([*told, "retain known"] if retain_known else told)[:32]
 
 
 class Rows:

@@ -80,7 +80,7 @@ def _measured(case: Case, contender: Contender, work: ClipModel, audits: Mapping
         inputs = case.given(contender.method)
         with costing() as cost:
             outcome = unlearn(work, inputs, contender.method)
-        found |= {"cost": _cost(cost), **_edits(outcome)}
+        found |= {"cost": _cost(cost), "retain_known": inputs is not case.inputs, **_edits(outcome)}
         began = process_time()
         towers = frozenset(edit.tower for edit in outcome.edits)
         state = State(work, towers, case.holdout.features(work, towers), case.base.examples)

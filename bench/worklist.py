@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.audits import AUDITS
-from bench.case import Case, Settings
+from bench.case import Case, Settings, takes_known_retain
 from bench.contenders import RETRAINED, Contender, Stop, contenders, fitting
 from bench.gold import Gold, find
 from bench.provenance import commit
@@ -169,7 +169,8 @@ def worklist(asked: Asked, requests: Sequence[Request], houses: Mapping[Axis, Ru
             picked = asked.headlines if name in asked.seeds else asked.picked
             known = fitting(asked.table, own[request.axis])
             for contender in contenders(known, picked, request.axis, stops):
-                key = row_key(weights, request.targets, contender.sha256)
+                known_retain = asked.retain_known and takes_known_retain(contender.method)
+                key = row_key(weights, request.targets, contender.sha256, known_retain)
                 works.append(Work(key, name, weights, request, contender, audits, gold))
     return works
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from contracts.errors import InputError, ModelError
 from contracts.values import Edit, Method, StepTrial, Tower
-from unlearning.families import Editable, Forgetting, Request, View
+from unlearning.families import Editable, Forgetting, Request, View, earliest
 from unlearning.request import JOINT, Outcome, Profile, Progress
 
 Setting = TypeVar("Setting")
@@ -137,11 +137,7 @@ class Judge:
         return StepTrial(concept, JOINT, self._tower, step_size, seen.rate, seen.score, retained_rate)
 
     def _view_of(self, layers: Sequence[str]) -> View:
-        stages: dict[Tower, int] = {}
-        for layer in layers:
-            tower, stage = self._split.place(layer)
-            stages[tower] = min(stage, stages.get(tower, stage))
-        return self._split.view(stages)
+        return self._split.view(earliest(self._split, layers))
 
 
 def try_each(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from contracts.values import Method, Tower
-from unlearning.families import Forgetting, deciding_margin
+from unlearning.families import Forgetting, deciding_margin, earliest
 from unlearning.families.clip import ClipModel, tower_of
 from unlearning.families.clip_stages import Batch
 from unlearning.zero_shot import classification_ranks, fill_templates, pool_templates, rate_at
@@ -41,7 +41,8 @@ class SearchSplit:
         model: at the weights to measure edits against.
         inputs: of the request.
         method: names micro-batch and target.
-        layers: that are to be edited, where they are known: views of these start no pass anew.
+        layers: that are to be edited, where they are known: a view of the first of them in a tower needs no
+            pass.  What enters it is kept until a view stands further on.
     """
 
     @torch.no_grad()
@@ -59,12 +60,12 @@ class SearchSplit:
             "vision": model.image_batches(inputs.search_images),
             "text": model.text_batches(texts, templates),
         }
-        first: dict[Tower, int] = {}
-        for tower, stage in map(self.place, layers):
-            first[tower] = min(stage, first.get(tower, stage))
-        self.first = SplitView(self, {"vision": 0, "text": 0, **first})
-        self.image_features = self.first.image_features(torch.arange(len(self.labels)))
-        self.class_embeddings = self.first.class_embeddings(torch.arange(self.n_classes))
+        # Not the view itself: it knows this split, and what knows each other waits for the garbage collector.
+        self._kept: dict[Tower, tuple[int, list[Batch]]] = {}
+        whole = SplitView(self, {"vision": 0, "text": 0, **earliest(self, layers)})
+        self.image_features = whole.image_features(torch.arange(len(self.labels)))
+        self.class_embeddings = whole.class_embeddings(torch.arange(self.n_classes))
+        self._kept = whole.entering
         kept = torch.nonzero(~torch.isin(self.labels, self.targets)).flatten()
         self.kept_rows = self._least_sure_first(kept)
 
@@ -87,7 +88,16 @@ class SearchSplit:
             stages: by tower.
             before: a view at the same weights that stands earlier, to go on from in its towers.
         """
-        return SplitView(self, stages, (*filter(None, [before]), self.first))
+        view = SplitView(self, stages, before)
+        self._kept = {
+            tower: kept for tower, kept in self._kept.items() if stages.get(tower, kept[0]) <= kept[0]
+        }
+        return view
+
+    def entering(self, tower: Tower, stage: int) -> tuple[int, list[Batch]]:
+        """What waits before the given stage of a tower, or furthest towards it: before which, and batches."""
+        kept = self._kept.get(tower)
+        return kept if kept is not None and kept[0] <= stage else (0, self.start[tower])
 
     def place(self, layer: str) -> tuple[Tower, int]:
         """Tower of a weight, and the stage in it that uses the weight."""
@@ -109,27 +119,29 @@ class SearchSplit:
 
 
 class SplitView:
-    """The search split from some stage on: every method measures under the weights of the moment."""
+    """The search split from some stage on: every method measures under the weights of the moment.
+
+    Attributes:
+        entering: by tower that may be edited, the stage that the view stands before, and what enters it.
+    """
 
     @torch.no_grad()
     def __init__(
-        self, split: SearchSplit, stages: Mapping[Tower, int], earlier: Sequence["SplitView"] = ()
+        self, split: SearchSplit, stages: Mapping[Tower, int], before: "SplitView | None" = None
     ) -> None:
-        """See `SearchSplit.view`; it goes on from the furthest of the `earlier` views that is not too far."""
-        self._split, self._stages = split, stages
-        self._entering: dict[Tower, list[Batch]] = {}
+        self._split = split
+        self.entering: dict[Tower, tuple[int, list[Batch]]] = {}
         for tower, first in stages.items():
-            start, done = split.start[tower], 0
-            for view in earlier:
-                if done < view._stages.get(tower, 0) <= first:
-                    start, done = view._entering[tower], view._stages[tower]
+            done, start = split.entering(tower, first)
+            if before is not None and done < before.entering.get(tower, (0, []))[0] <= first:
+                done, start = before.entering[tower]
             run = split.model.staged(tower).run
-            self._entering[tower] = run(start, done, first, split.method.micro_batch)
+            self.entering[tower] = first, run(start, done, first, split.method.micro_batch)
 
     @torch.no_grad()
     def image_features(self, rows: Tensor) -> Tensor:
         """(n, D) features of the images `rows` (n,), which must be ascending."""
-        if "vision" not in self._stages:
+        if "vision" not in self.entering:
             known: Tensor = self._split.image_features[rows]
             return known
         keep = torch.zeros(len(self._split.labels), dtype=torch.bool)
@@ -139,7 +151,7 @@ class SplitView:
     @torch.no_grad()
     def class_embeddings(self, classes: Tensor) -> Tensor:
         """(n, D) embeddings of the classes (n,)."""
-        if "text" not in self._stages:
+        if "text" not in self.entering:
             known: Tensor = self._split.class_embeddings[classes]
             return known
         keep = torch.zeros(self._split.n_classes, dtype=torch.bool)
@@ -161,7 +173,7 @@ class SplitView:
         labels = split.labels[rows]
         images = self.image_features(rows)
         near, far = (
-            split.nearest_first(rows) if "text" in self._stages else (torch.arange(split.n_classes), None)
+            split.nearest_first(rows) if "text" in self.entering else (torch.arange(split.n_classes), None)
         )
         scores = images @ self.class_embeddings(near).T
         if not bool(torch.isfinite(scores).all()):
@@ -232,6 +244,7 @@ class SplitView:
 
     def _features(self, tower: Tower, keep: Tensor) -> Tensor:
         """Features of the tower's rows where `keep` is true; other rows are zero."""
-        batches = [b.take(keep[b.rows]) for b in self._entering[tower]]
+        stage, entering = self.entering[tower]
+        batches = [batch.take(keep[batch.rows]) for batch in entering]
         staged = self._split.model.staged(tower)
-        return staged.features(batches, self._stages[tower], len(keep), self._split.method.micro_batch)
+        return staged.features(batches, stage, len(keep), self._split.method.micro_batch)

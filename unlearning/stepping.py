@@ -15,7 +15,7 @@ from torch import Tensor
 from contracts.errors import InputError, ModelError
 from contracts.values import Edit, Method, StepTrial, Tower
 from unlearning.curve import measured_curve
-from unlearning.families import Editable, Forgetting, Request, Split, View
+from unlearning.families import Editable, Forgetting, Request, Split, View, earliest
 from unlearning.inplace import apply, edited
 from unlearning.layer_steps import Combination, Directions, LayerStep, best_layer
 from unlearning.request import JOINT, Outcome, Profile, Progress
@@ -227,11 +227,7 @@ class Stepper:
 
     def _view(self, combination: Combination) -> View:
         """A view that stands before the first edited stage of each edited tower."""
-        first: dict[Tower, int] = {}
-        for step in combination.steps:
-            tower, stage = self._place((step.concept, step.layer))
-            first[tower] = min(stage, first.get(tower, stage))
-        return self._split.view(first)
+        return self._split.view(earliest(self._split, (step.layer for step in combination.steps)))
 
     def _trial(self, combination: Combination, multiple: float, seen: Forgetting) -> StepTrial:
         """A point of a combination; of several concepts, `step_size` is the common factor on their steps."""

@@ -64,6 +64,8 @@ def test_the_page_and_the_figure_show_the_medians() -> None:
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1:4] == ["3", "3", "2"]
     assert {"2.0", "25.0 %"} <= set(cells)
+    assert "retain set known" in page(result)
+    assert "retain set known" not in page({**result, "retain_known": False})
     with theme.drawing():
         svg = theme.svg(drawing(rows, labels)).decode()
     assert all(f">{label}<" in svg for label in labels)

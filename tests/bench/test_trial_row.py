@@ -80,6 +80,7 @@ def test_what_is_known_of_the_retain_set_is_measured_once_and_changes_no_figure(
         known, anew = trial(later, contender, work, {}), trial(case, contender, work, {})
         assert known["edited"] == anew["edited"]
         assert known["rates"] == anew["rates"]
+        assert (known["retain_known"], anew["retain_known"]) == (True, False)
     assert len(measured) == 1
     assert later.given(case.plan.method) is case.inputs  # SLUG's Pareto front asks for the request's own
 

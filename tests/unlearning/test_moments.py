@@ -362,8 +362,17 @@ def test_a_weight_is_read_by_how_it_is_used_not_by_its_shape(batch: tuple[int, .
         (use,) = uses(out, {"w": weight})
         assert use.stored_by_input is stored_by_input
         form = MatrixForm(use.parts, use.stored_by_input)
-        (rows,) = use.inputs(torch.ones(out.numel() // 5, dtype=torch.bool))
+        rows = collected(out, weight, torch.ones(out.numel() // 5, dtype=torch.bool))
         torch.testing.assert_close((rows @ form.as_matrix(weight).mT).view_as(out), out)
+
+
+@pytest.mark.parametrize("values", [1, 11, 2**20])  # one row at a time, two, all
+def test_rows_of_a_matrix_come_in_pieces_and_all_of_them(monkeypatch, values: int) -> None:
+    monkeypatch.setattr("unlearning.moments_graph.PIECE_VALUES", values)
+    x, weight = torch.randn(7, 5), nn.Parameter(torch.randn(3, 5))
+    out = functional.linear(x, weight)
+    for wanted in (torch.ones(7).bool(), torch.arange(7) % 3 == 0, torch.zeros(7).bool()):
+        assert torch.equal(collected(out, weight, wanted)[0], x[wanted])
 
 
 def test_a_weight_used_otherwise_is_refused_and_an_unused_one_is_absent() -> None:

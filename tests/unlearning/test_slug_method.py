@@ -346,7 +346,9 @@ def test_a_layer_is_given_up_only_where_it_cannot_win(
     assert full.keys() - kept.keys(), "no layer was given up: the test shows nothing"
 
 
-@pytest.mark.parametrize("layer", ["text_projection", "visual.proj"])
+@pytest.mark.parametrize(
+    "layer", ["transformer.resblocks.0.mlp.c_fc.weight", "visual.transformer.resblocks.0.mlp.c_fc.weight"]
+)
 def test_what_enters_a_layer_to_be_edited_is_not_computed_twice(
     make_model, task, monkeypatch, layer: str
 ) -> None:
@@ -361,13 +363,15 @@ def test_what_enters_a_layer_to_be_edited_is_not_computed_twice(
         return run(self, batch, stages, micro_batch)
 
     monkeypatch.setattr(StagedTower, "_run_one", counted)
-    work = {}
-    for known in ((), (layer,)):
+    last = {"text": "ln_final.weight", "vision": "visual.ln_post.weight"}[tower]
+    work = []
+    for known in ((), (layer,), (last, layer)):
         passed.clear()
         SearchSplit(model, inputs, task.method, known).view({tower: stage})
-        work[known] = sum(passed)
+        work.append(sum(passed))
     stages = len(model.staged(tower).stages)
-    assert work[()] == work[(layer,)] * (stages + stage) / stages  # once, and once more up to the layer
+    assert work[0] == work[1] * (stages + stage) / stages  # once, and once more up to the layer
+    assert work[1] == work[2]
 
 
 def test_what_is_kept_is_counted_exactly_or_not_at_all(model: ClipModel, task, monkeypatch) -> None:

@@ -9,7 +9,7 @@ Methods see these protocols alone, so one that needs no more than they offer wor
 """
 
 import importlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -147,6 +147,14 @@ class Split(Protocol):
         """
 
 
+def earliest(split: Split, layers: Iterable[str]) -> dict[Tower, int]:
+    """The first stage that uses one of the layers, by tower: where a view of them stands."""
+    found: dict[Tower, int] = {}
+    for tower, stage in map(split.place, layers):
+        found[tower] = min(stage, found.get(tower, stage))
+    return found
+
+
 class Request(Protocol):
     """The sets of one request in memory, and the family's objectives on them."""
 
@@ -203,5 +211,6 @@ class Request(Protocol):
         Args:
             model: at the weights to measure edits against.
             method: names micro-batch and target.
-            layers: that are to be edited, where they are known; what enters the first of them may be kept.
+            layers: that are to be edited, where they are known; what enters the first of them may be kept
+                until a view stands further on.
         """

@@ -148,7 +148,7 @@ class ClipModel:
         """
         named = {n: p for n, p in self.parameters.items() if not any(word in n for word in EXCLUDED)}
         size = self._preprocess.size
-        with requiring_grad(self.net, named):
+        with torch.enable_grad(), requiring_grad(self.net, named):
             image = self.image_features(torch.zeros(1, 3, size, size, device=self.device))
             text = self.text_features(self.tokenize([""]))
             used = reached([image, text], named)

@@ -28,7 +28,7 @@ from contracts.values import Method, Tower
 from unlearning import distributed
 from unlearning.accumulation import Gradients, GradientSum
 from unlearning.encoders import FULL_PRECISION
-from unlearning.families import Forgetting, Progress, deciding_margin
+from unlearning.families import Forgetting, Progress, deciding_margin, earliest
 from unlearning.families.restoration import RestorationModel
 from unlearning.families.restoration_stages import Activations
 from unlearning.inplace import requiring_grad
@@ -221,7 +221,11 @@ class RestorationSplit:
 
     @torch.no_grad()
     def __init__(
-        self, model: RestorationModel, request: RestorationRequest, method: Method, layers: Collection[str]
+        self,
+        model: RestorationModel,
+        request: RestorationRequest,
+        method: Method,
+        layers: Collection[str] = (),
     ) -> None:
         self.model, self.method, self.visible = model, method, request.visible
         self.labels = torch.as_tensor(request.search.labels)
@@ -230,9 +234,10 @@ class RestorationSplit:
         self.start = model.activations(degraded)
         self.net = model.staged()
         self.input_errors = mean_squares(degraded, self.clean)
-        stage = min((self.place(layer)[1] for layer in layers), default=0)
-        self._first = RestorationView(self, stage, self.net.run(self.start, 0, stage, method.micro_batch))
-        self.errors = self._first.errors(torch.arange(len(self.labels)))
+        stage = earliest(self, layers).get("net", 0)
+        # As in CLIP's split: what enters the first layer to be edited, until a view stands further on.
+        self._kept = stage, self.net.run(self.start, 0, stage, method.micro_batch)
+        self.errors = RestorationView(self, *self._kept).errors(torch.arange(len(self.labels)))
         self.kept_rows = torch.nonzero(~torch.isin(self.labels, torch.tensor(request.targets))).flatten()
 
     def place(self, layer: str) -> tuple[Tower, int]:
@@ -243,13 +248,15 @@ class RestorationSplit:
         """The split, ready for edits at or after the given stage; of none, everything is known already."""
         if "net" not in stages:
             return RestorationView(self, None, None)
-        start, done = self.start, 0
-        for earlier in filter(None, [before, self._first]):
-            if earlier.entering is not None and done < (earlier.stage or 0) <= stages["net"]:
-                start, done = earlier.entering, earlier.stage or 0
+        stage = stages["net"]
+        done, start = self._kept if self._kept[0] <= stage else (0, self.start)
+        if before is not None and before.entering is not None and done < (before.stage or 0) <= stage:
+            done, start = before.stage or 0, before.entering
         with torch.no_grad():
-            entering = self.net.run(start, done, stages["net"], self.method.micro_batch)
-        return RestorationView(self, stages["net"], entering)
+            entering = self.net.run(start, done, stage, self.method.micro_batch)
+        if self._kept[0] < stage:
+            self._kept = 0, self.start
+        return RestorationView(self, stage, entering)
 
     def rows_of(self, classes: Sequence[int]) -> Tensor:
         """The images of some degradations, ascending."""

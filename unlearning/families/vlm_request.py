@@ -24,7 +24,7 @@ from torch import Tensor
 from contracts.errors import InputError, ModelError
 from contracts.values import Method, Tower
 from unlearning.accumulation import Gradients
-from unlearning.families import Forgetting, Progress, deciding_margin
+from unlearning.families import Forgetting, Progress, deciding_margin, earliest
 from unlearning.families.clip_stages import Batch
 from unlearning.families.vlm import VlmModel
 from unlearning.families.vlm_answers import answer_gradient, name_loss
@@ -191,17 +191,16 @@ class AnswerSplit:
         inputs: UnlearnInputs,
         method: Method,
         task: AnswerTask,
-        layers: Collection[str],
+        layers: Collection[str] = (),
     ) -> None:
         self.model, self.method, self.task = model, method, task
         self.labels, self.targets = torch.as_tensor(inputs.search_labels), torch.tensor(inputs.targets)
         self.class_names, self.names = inputs.class_names, Names(inputs.class_names)
         self.start = model.image_batches(inputs.search_images)
-        stages = (place[1] for place in map(self.place, layers) if place[0] == "vision")
-        first = min(min(stages, default=0), model.reader.cut)
-        entering = model.staged("vision").run(self.start, 0, first, method.micro_batch)
-        self._first = AnswerView(self, first, entering)
-        self.features = self._first.features(torch.arange(len(self.labels)))
+        stage = min(earliest(self, layers).get("vision", 0), model.reader.cut)
+        # As in CLIP's split: what enters the first layer to be edited, until a view stands further on.
+        self._kept = stage, model.staged("vision").run(self.start, 0, stage, method.micro_batch)
+        self.features = AnswerView(self, *self._kept).features(torch.arange(len(self.labels)))
         self.kept_rows = torch.nonzero(~torch.isin(self.labels, self.targets)).flatten()
 
     def place(self, layer: str) -> tuple[Tower, int]:
@@ -225,12 +224,13 @@ class AnswerSplit:
         stage = stages["vision"]
         if stage >= self.model.reader.cut:
             raise ModelError("a direction is in a layer behind the one that the language model reads")
-        start, done = self.start, 0
-        for earlier in filter(None, [before, self._first]):
-            if done < (earlier.stage or 0) <= stage:
-                start, done = earlier.entering, earlier.stage or 0
+        done, start = self._kept if self._kept[0] <= stage else (0, self.start)
+        if before is not None and done < (before.stage or 0) <= stage:
+            done, start = before.stage or 0, before.entering
         with torch.no_grad():
             entering = self.model.staged("vision").run(start, done, stage, self.method.micro_batch)
+        if self._kept[0] < stage:
+            self._kept = 0, self.start
         return AnswerView(self, stage, entering)
 
     def rows_of(self, classes: Sequence[int]) -> Tensor:

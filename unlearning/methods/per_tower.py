@@ -21,6 +21,7 @@ from contracts.errors import InputError
 from contracts.values import LayerScore, Method, StepTrial, Tower
 from unlearning.attempts import assign, restored
 from unlearning.curve import measured_curve
+from unlearning.families import earliest
 from unlearning.families.clip import ClipModel
 from unlearning.request import JOINT, Outcome, Profile, Progress, UnlearnInputs
 from unlearning.retain_statistics import Wanted
@@ -109,7 +110,7 @@ def edit(
     split = SearchSplit(model, inputs, method, updates)
     seen = measured_curve(
         split,
-        split.first,
+        split.view(earliest(split, updates)),
         inputs.targets,
         lambda multiple: {layer: update * multiple for layer, update in updates.items()},
         progress,

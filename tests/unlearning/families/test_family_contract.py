@@ -1,6 +1,8 @@
 """What every family promises to methods, registry and certificates.  A new family adds a line to `CASES`."""
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,9 @@ from tests.unlearning.families import cases
 from tests.unlearning.families.cases import Case
 from unlearning import attempts, families, methods
 from unlearning.families.clip import ClipModel
+from unlearning.families.clip_stages import StagedTower
 from unlearning.families.config import family_of
+from unlearning.families.restoration_stages import StagedNet
 from unlearning.families.vlm import VlmModel
 from unlearning.inplace import edited
 
@@ -220,6 +224,43 @@ def test_a_split_that_knows_what_will_be_edited_sees_the_same(case: Case) -> Non
         assert seen[0].rates == wanted[0].rates
         assert seen[0].margin == pytest.approx(wanted[0].margin, abs=1e-4)
         assert seen[1] == pytest.approx(wanted[1], abs=1e-5)
+
+
+def test_a_view_of_the_first_layer_to_be_edited_runs_no_stage(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = case.model()
+    ran = []
+    for staged in (StagedTower, StagedNet):
+        run = staged.run
+
+        def counted(self: Any, batches: Any, first: int, last: int | None, *rest: Any, run: Any = run) -> Any:
+            ran.append(first != last)
+            return run(self, batches, first, last, *rest)
+
+        monkeypatch.setattr(staged, "run", counted)
+    layers = [candidate.name for candidate in model.candidates()]
+    knowing = layers[len(layers) // 3 :]
+    split = case.request.search_split(model, case.method, knowing)
+    ran.clear()
+    split.view(families.earliest(split, knowing))
+    assert not any(ran)
+
+
+def test_a_split_is_gone_when_nobody_uses_it(case: Case) -> None:
+    # It holds the activations of a whole set, for which the garbage collector does not come in time.
+    model = case.model()
+    layers = [candidate.name for candidate in model.candidates()]
+    gc.collect()
+    gc.disable()
+    try:
+        split = case.request.search_split(model, case.method, layers[-3:])
+        view = split.view(families.earliest(split, layers[-3:]))
+        left = weakref.ref(split)
+        del split, view
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
