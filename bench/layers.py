@@ -100,7 +100,7 @@ def main() -> None:
         "method": options.method,
         "model": base.label,
         "requests": sorted({row["request"] for row in found}),
-        "retain_known": bool(found) and all(row.get("retain_known") for row in found),
+        "retain_known": all(row.get("retain_known", False) for row in found if not row["error"]),
         "layers": {label: summarise([r for r in found if r["label"] == label]) for label in labels},
     }
     (options.out / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
