@@ -2,7 +2,7 @@
 
 For an edit in one tower the features of the other are computed once.  In the edited tower the
 activations entering the edited stage are kept (`SplitView`); of the first one to be edited they come from the
-pass that computes the features.  To read the forget rate after a
+pass that computes the features (`ResumablePass`).  To read the forget rate after a
 text edit, the classes that stood highest for these images are encoded first: once `forget_at`
 classes beat the true one for every image, the others cannot bring it back into the top.
 
@@ -23,6 +23,7 @@ from contracts.values import Method, Tower
 from unlearning.families import Forgetting, deciding_margin, earliest
 from unlearning.families.clip import ClipModel, tower_of
 from unlearning.families.clip_stages import Batch
+from unlearning.resumable_pass import Entering, ResumablePass
 from unlearning.zero_shot import classification_ranks, fill_templates, pool_templates, rate_at
 
 if TYPE_CHECKING:
@@ -56,16 +57,18 @@ class SearchSplit:
         self.n_texts = n_templates * self.n_classes
         templates = torch.arange(n_templates).repeat_interleave(self.n_classes)
         texts = fill_templates(inputs.class_names, inputs.templates)
-        self.start = {
+        start: dict[Tower, list[Batch]] = {
             "vision": model.image_batches(inputs.search_images),
             "text": model.text_batches(texts, templates),
         }
-        # Not the view itself: it knows this split, and what knows each other waits for the garbage collector.
-        self._kept: dict[Tower, tuple[int, list[Batch]]] = {}
-        whole = SplitView(self, {"vision": 0, "text": 0, **earliest(self, layers)})
+        first_edits = {"vision": 0, "text": 0, **earliest(self, layers)}
+        self._passes = {
+            tower: ResumablePass(model.staged(tower), start[tower], method.micro_batch, stage)
+            for tower, stage in first_edits.items()
+        }
+        whole = self.view(first_edits)
         self.image_features = whole.image_features(torch.arange(len(self.labels)))
         self.class_embeddings = whole.class_embeddings(torch.arange(self.n_classes))
-        self._kept = whole.entering
         kept = torch.nonzero(~torch.isin(self.labels, self.targets)).flatten()
         self.kept_rows = self._least_sure_first(kept)
 
@@ -88,16 +91,11 @@ class SearchSplit:
             stages: by tower.
             before: a view at the same weights that stands earlier, to go on from in its towers.
         """
-        view = SplitView(self, stages, before)
-        self._kept = {
-            tower: kept for tower, kept in self._kept.items() if stages.get(tower, kept[0]) <= kept[0]
+        passed = {} if before is None else before.entering
+        entering = {
+            tower: self._passes[tower].upto(stage, passed.get(tower)) for tower, stage in stages.items()
         }
-        return view
-
-    def entering(self, tower: Tower, stage: int) -> tuple[int, list[Batch]]:
-        """What waits before the given stage of a tower, or furthest towards it: before which, and batches."""
-        kept = self._kept.get(tower)
-        return kept if kept is not None and kept[0] <= stage else (0, self.start[tower])
+        return SplitView(self, entering)
 
     def place(self, layer: str) -> tuple[Tower, int]:
         """Tower of a weight, and the stage in it that uses the weight."""
@@ -121,22 +119,13 @@ class SearchSplit:
 class SplitView:
     """The search split from some stage on: every method measures under the weights of the moment.
 
-    Attributes:
-        entering: by tower that may be edited, the stage that the view stands before, and what enters it.
+    Args:
+        split: that it is a view of.
+        entering: by tower that may be edited, what enters the first stage that may be.
     """
 
-    @torch.no_grad()
-    def __init__(
-        self, split: SearchSplit, stages: Mapping[Tower, int], before: "SplitView | None" = None
-    ) -> None:
-        self._split = split
-        self.entering: dict[Tower, tuple[int, list[Batch]]] = {}
-        for tower, first in stages.items():
-            done, start = split.entering(tower, first)
-            if before is not None and done < before.entering.get(tower, (0, []))[0] <= first:
-                done, start = before.entering[tower]
-            run = split.model.staged(tower).run
-            self.entering[tower] = first, run(start, done, first, split.method.micro_batch)
+    def __init__(self, split: SearchSplit, entering: Mapping[Tower, Entering[list[Batch]]]) -> None:
+        self._split, self.entering = split, entering
 
     @torch.no_grad()
     def image_features(self, rows: Tensor) -> Tensor:
@@ -244,7 +233,7 @@ class SplitView:
 
     def _features(self, tower: Tower, keep: Tensor) -> Tensor:
         """Features of the tower's rows where `keep` is true; other rows are zero."""
-        stage, entering = self.entering[tower]
-        batches = [batch.take(keep[batch.rows]) for batch in entering]
+        entering = self.entering[tower]
+        batches = [batch.take(keep[batch.rows]) for batch in entering.activations]
         staged = self._split.model.staged(tower)
-        return staged.features(batches, stage, len(keep), self._split.method.micro_batch)
+        return staged.features(batches, entering.stage, len(keep), self._split.method.micro_batch)

@@ -34,6 +34,7 @@ from unlearning.families.restoration_stages import Activations
 from unlearning.inplace import requiring_grad
 from unlearning.moment_sums import Moments
 from unlearning.moments_collector import Collector
+from unlearning.resumable_pass import Entering, ResumablePass
 from unlearning.retain_statistics import Wanted
 
 Pixels = NDArray[np.uint8]
@@ -231,13 +232,12 @@ class RestorationSplit:
         self.labels = torch.as_tensor(request.search.labels)
         self.clean = model.preprocess(request.search.clean)
         degraded = model.preprocess(request.search.degraded)
-        self.start = model.activations(degraded)
         self.net = model.staged()
         self.input_errors = mean_squares(degraded, self.clean)
-        stage = earliest(self, layers).get("net", 0)
-        # As in CLIP's split: what enters the first layer to be edited, until a view stands further on.
-        self._kept = stage, self.net.run(self.start, 0, stage, method.micro_batch)
-        self.errors = RestorationView(self, *self._kept).errors(torch.arange(len(self.labels)))
+        first_edit = earliest(self, layers).get("net", 0)
+        self._pass = ResumablePass(self.net, model.activations(degraded), method.micro_batch, first_edit)
+        whole = RestorationView(self, self._pass.upto(first_edit))
+        self.errors = whole.errors(torch.arange(len(self.labels)))
         self.kept_rows = torch.nonzero(~torch.isin(self.labels, torch.tensor(request.targets))).flatten()
 
     def place(self, layer: str) -> tuple[Tower, int]:
@@ -247,16 +247,9 @@ class RestorationSplit:
     def view(self, stages: Mapping[Tower, int], before: "RestorationView | None" = None) -> "RestorationView":
         """The split, ready for edits at or after the given stage; of none, everything is known already."""
         if "net" not in stages:
-            return RestorationView(self, None, None)
-        stage = stages["net"]
-        done, start = self._kept if self._kept[0] <= stage else (0, self.start)
-        if before is not None and before.entering is not None and done < (before.stage or 0) <= stage:
-            done, start = before.stage or 0, before.entering
-        with torch.no_grad():
-            entering = self.net.run(start, done, stage, self.method.micro_batch)
-        if self._kept[0] < stage:
-            self._kept = 0, self.start
-        return RestorationView(self, stage, entering)
+            return RestorationView(self, None)
+        passed = None if before is None else before.entering
+        return RestorationView(self, self._pass.upto(stages["net"], passed))
 
     def rows_of(self, classes: Sequence[int]) -> Tensor:
         """The images of some degradations, ascending."""
@@ -264,20 +257,20 @@ class RestorationSplit:
 
 
 class RestorationView:
-    """The search split before some stage, or as it was where `stage` is None."""
+    """The search split before some stage, or as it was where nothing enters one."""
 
-    def __init__(self, split: RestorationSplit, stage: int | None, entering: Activations | None) -> None:
-        self._split, self.stage, self.entering = split, stage, entering
+    def __init__(self, split: RestorationSplit, entering: Entering[Activations] | None) -> None:
+        self._split, self.entering = split, entering
 
     @torch.no_grad()
     def errors(self, rows: Tensor) -> Tensor:
         """(n,) mean squared error of the outputs for the images `rows` (n,), values 0 to 1, clipped."""
         split = self._split
-        if self.stage is None or self.entering is None:
+        if self.entering is None:
             known: Tensor = split.errors[rows]
             return known
-        entering = self.entering.take(rows)
-        restored = split.net.restored(entering, self.stage, split.method.micro_batch)
+        entering = self.entering.activations.take(rows)
+        restored = split.net.restored(entering, self.entering.stage, split.method.micro_batch)
         return mean_squares(restored.clamp(0.0, 1.0), split.clean[rows])
 
     def forgetting(self, targets: Sequence[int], exact: bool = True) -> Forgetting | None:

@@ -34,6 +34,7 @@ from unlearning.moment_sums import Moments
 from unlearning.moments_collector import Collector
 from unlearning.naming import NAMED, Names
 from unlearning.request import UnlearnInputs
+from unlearning.resumable_pass import Entering, ResumablePass
 from unlearning.retain_statistics import Wanted
 
 Objective = Literal["answers", "clip"]
@@ -196,11 +197,11 @@ class AnswerSplit:
         self.model, self.method, self.task = model, method, task
         self.labels, self.targets = torch.as_tensor(inputs.search_labels), torch.tensor(inputs.targets)
         self.class_names, self.names = inputs.class_names, Names(inputs.class_names)
-        self.start = model.image_batches(inputs.search_images)
-        stage = min(earliest(self, layers).get("vision", 0), model.reader.cut)
-        # As in CLIP's split: what enters the first layer to be edited, until a view stands further on.
-        self._kept = stage, model.staged("vision").run(self.start, 0, stage, method.micro_batch)
-        self.features = AnswerView(self, *self._kept).features(torch.arange(len(self.labels)))
+        first_edit = min(earliest(self, layers).get("vision", 0), model.reader.cut)
+        images = model.image_batches(inputs.search_images)
+        self._pass = ResumablePass(model.staged("vision"), images, method.micro_batch, first_edit)
+        whole = AnswerView(self, self._pass.upto(first_edit))
+        self.features = whole.features(torch.arange(len(self.labels)))
         self.kept_rows = torch.nonzero(~torch.isin(self.labels, self.targets)).flatten()
 
     def place(self, layer: str) -> tuple[Tower, int]:
@@ -220,18 +221,11 @@ class AnswerSplit:
             ModelError: no answer depends on that stage.
         """
         if "vision" not in stages:
-            return AnswerView(self, None, [])
+            return AnswerView(self, None)
         stage = stages["vision"]
         if stage >= self.model.reader.cut:
             raise ModelError("a direction is in a layer behind the one that the language model reads")
-        done, start = self._kept if self._kept[0] <= stage else (0, self.start)
-        if before is not None and done < (before.stage or 0) <= stage:
-            done, start = before.stage or 0, before.entering
-        with torch.no_grad():
-            entering = self.model.staged("vision").run(start, done, stage, self.method.micro_batch)
-        if self._kept[0] < stage:
-            self._kept = 0, self.start
-        return AnswerView(self, stage, entering)
+        return AnswerView(self, self._pass.upto(stage, None if before is None else before.entering))
 
     def rows_of(self, classes: Sequence[int]) -> Tensor:
         """The images that show one of the classes, ascending."""
@@ -241,22 +235,22 @@ class AnswerSplit:
 class AnswerView:
     """The questions, asked by the decoder of the moment: of features from some stage on, or as they were."""
 
-    def __init__(self, split: AnswerSplit, stage: int | None, entering: list[Batch]) -> None:
-        self._split, self.stage, self.entering = split, stage, entering
+    def __init__(self, split: AnswerSplit, entering: Entering[list[Batch]] | None) -> None:
+        self._split, self.entering = split, entering
 
     @torch.no_grad()
     def features(self, rows: Tensor) -> Tensor:
         """(n, T, C) what the projector reads of the images `rows` (n,), which must be ascending."""
-        split = self._split
-        if self.stage is None:
+        split, entering = self._split, self.entering
+        if entering is None:
             known: Tensor = split.features[rows.to(split.features.device)]
             return known
         keep = torch.zeros(len(split.labels), dtype=torch.bool)
         keep[rows] = True
         # There is one batch, of all rows in order: what is left of it is in the order of `rows`.
-        taken = [batch.take(keep[batch.rows]) for batch in self.entering]
+        taken = [batch.take(keep[batch.rows]) for batch in entering.activations]
         batches = [Batch(torch.arange(len(rows)), batch.own) for batch in taken]
-        return split.model.reader.features(batches, self.stage, len(rows), split.method.micro_batch)
+        return split.model.reader.features(batches, entering.stage, len(rows), split.method.micro_batch)
 
     @torch.no_grad()
     def forgetting(self, targets: Sequence[int], exact: bool = True) -> Forgetting | None:
