@@ -57,7 +57,7 @@ def slugline(home: Path | None, quiet: bool) -> None:
     """Make a production model forget, on evidence.
 
     A request names what to forget by opaque ids and points at a DVC-tracked forget set.  A run pulls the
-    champion from the registry, unlearns with one gradient, one layer and one searched step, measures
+    champion from the registry, edits it (for a CLIP one layer, by a closed form or one gradient), measures
     erasure and retained accuracy on drawings nobody trained or searched on, lets the gates decide on
     confidence bounds, and registers the new version with a certificate; only if every gate passed does
     the champion move.
