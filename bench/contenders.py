@@ -23,6 +23,8 @@ TEXT: Mapping[str, Any] = {"towers": ["text"], "forget_at": 20}
 VISION: Mapping[str, Any] = {"towers": ["vision"], "forget_at": 5}
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    # With the step search and the retain batch of the released code; by itself it has the house's.
+    "slug published": {"name": "slug", "step_rule": "bisection", "retain_batch": 16},
     "slug text": {"name": "slug", **TEXT},
     "slug vision": {"name": "slug", **VISION},
     "slug-preconditioned text": {"name": "slug-preconditioned", **TEXT},
