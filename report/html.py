@@ -12,6 +12,7 @@ import jinja2
 
 from contracts.values import RunSeconds
 from report import metrics, pictures, words
+from report.plots.profile import scored_together
 from report.plots.search import JOINT, is_kept
 from report.record import RunRecord, to_json
 from report.score_words import score_words
@@ -69,6 +70,7 @@ def write_report(record: RunRecord, folder: Path) -> tuple[Path, Path]:
 def _filters(record: RunRecord) -> dict[str, Callable[..., Any]]:
     return {
         "name": lambda label: "all together" if label == JOINT else record.name(label),
+        "scored_together": scored_together,
         "shell": shlex.quote,
         "percent": metrics.percent,
         "points": metrics.points,

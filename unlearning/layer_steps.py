@@ -16,14 +16,14 @@ Directions = Mapping[str, Mapping[str, Tensor]]
 class LayerStep:
     """The best step of one concept in one layer: the smallest that reached the target, else the closest one.
 
-    `relative_change` is ||update|| / ||weight||.
+    `worst_rate` is that of its best-known target, `relative_change` ||update|| / ||weight||.
     """
 
     concept: str
     layer: str
     step_size: float
     reached: bool
-    forget_rate: float
+    worst_rate: float
     retained_rate: float
     relative_change: float
     trials: tuple[StepTrial, ...]
@@ -63,4 +63,4 @@ def best_layer(steps: Sequence[LayerStep]) -> LayerStep:
     reached = [step for step in steps if step.reached]
     if reached:
         return min(reached, key=lambda s: s.preference)
-    return min(steps, key=lambda s: (s.forget_rate, -s.retained_rate, s.relative_change))
+    return min(steps, key=lambda s: (s.worst_rate, -s.retained_rate, s.relative_change))

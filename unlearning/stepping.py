@@ -14,6 +14,7 @@ from torch import Tensor
 
 from contracts.errors import InputError, ModelError
 from contracts.values import Edit, Method, StepTrial, Tower
+from unlearning.attempts import check_profile
 from unlearning.curve import measured_curve
 from unlearning.families import Editable, Forgetting, Request, Split, View, earliest
 from unlearning.inplace import apply, edited
@@ -111,11 +112,10 @@ class Stepper:
         search = search_step(self._split, observe, targets, 1.0, self._least)
         if not search.tried:
             raise ModelError("no joint step leaves the model with finite features")
-        reached = search.smallest is not None
-        factor = search.smallest or min(search.tried, key=lambda t: (t[1].worst, t[1].rate, t[0]))[0]
+        factor, _ = smallest_or_closest(search)
         return (
             replace(whole, factor=factor),
-            reached,
+            search.smallest is not None,
             [self._trial(whole, f, seen) for f, seen in search.tried],
         )
 
@@ -166,7 +166,7 @@ class Stepper:
         if not search.tried:
             return None
         reached = search.smallest is not None
-        best = search.smallest or min(search.tried, key=lambda t: (t[1].rate, t[0]))[0]
+        best, at_best = smallest_or_closest(search)
         change = best * direction_norm / weight_norm
         to_beat = rival if reached else None
 
@@ -187,13 +187,12 @@ class Stepper:
             )
             for step, seen in search.tried
         )
-        rate = next(t.forget_rate for t in trials if t.step_size == best)
         return LayerStep(
             concept,
             layer,
             best,
             reached,
-            rate,
+            at_best.worst,
             retained or 0.0,
             change,
             trials,
@@ -270,6 +269,17 @@ def search_step(
     )
 
 
+def smallest_or_closest(search: StepSearch[Forgetting]) -> tuple[float, Forgetting]:
+    """The smallest step that reached the target, else the one that came closest, and what was seen there.
+
+    Args:
+        search: with at least one step tried.
+    """
+    if search.smallest is not None:
+        return next(trial for trial in search.tried if trial[0] == search.smallest)
+    return min(search.tried, key=lambda trial: (trial[1].worst, trial[1].rate, trial[0]))
+
+
 def step_and_edit(
     model: Editable,
     inputs: Request,
@@ -291,8 +301,9 @@ def step_and_edit(
     """
     concepts = {inputs.class_ids[target]: [target] for target in inputs.targets}
     targets = {JOINT: list(inputs.targets)} if JOINT in profile.directions else concepts
-    if set(profile.directions) != set(targets) or set(profile.scores) - {JOINT} - set(concepts):
-        raise InputError("the profile was taken for other concepts than the request names")
+    check_profile(profile, inputs)
+    if set(profile.directions) != set(targets):
+        raise InputError("the profile has directions of other concepts than the request names")
     directions = {concept: profile.directions[concept] for concept in targets}
     split = inputs.search_split(model, method, {layer for own in directions.values() for layer in own})
     stepper = Stepper(split, directions, targets, list(concepts), least, first)

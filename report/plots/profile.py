@@ -31,6 +31,14 @@ Profiles = Mapping[str, Sequence[LayerScore]]
 """Layer scores by concept id."""
 
 
+def scored_together(profiles: Profiles) -> list[tuple[tuple[str, ...], Sequence[LayerScore]]]:
+    """Concepts and their scores; those that a method profiled as one have the same, and are one entry."""
+    found: dict[tuple[LayerScore, ...], list[str]] = {}
+    for concept, scores in profiles.items():
+        found.setdefault(tuple(scores), []).append(concept)
+    return [(tuple(concepts), scores) for scores, concepts in found.items()]
+
+
 @dataclass(frozen=True)
 class _Point:
     score: LayerScore
@@ -44,7 +52,8 @@ class _Point:
 def profile_svg(profiles: Profiles, edits: Sequence[Edit], names: Mapping[str, str]) -> bytes:
     """One panel per tower: front layers filled, joined and named, edited layers ringed.
 
-    With several concepts nothing is joined and only the edited layers are named, each with its concept.
+    With several concepts, unless they were profiled as one, nothing is joined and only the edited layers are
+    named, each with its concept.
     """
     with theme.drawing():
         return theme.svg(_figure(profiles, edits, names))
@@ -77,7 +86,7 @@ def _figure(profiles: Profiles, edits: Sequence[Edit], names: Mapping[str, str])
         figure.text(0.5, 0.5, "no layer was profiled", ha="center", va="center", color=MUTED)
         return figure
     panels = figure.subplots(1, len(towers), sharex=True, sharey=True, squeeze=False)[0]
-    single = len(profiles) == 1
+    single = len(scored_together(profiles)) == 1
     _limits(panels[0], points, _LABEL_GUTTER[not single])
     panels[0].set_ylabel("importance")
     figure.supxlabel("alignment", fontsize=7.5, color=MUTED)
@@ -97,15 +106,17 @@ def _points(profiles: Profiles, edits: Sequence[Edit], names: Mapping[str, str])
     positive = [s.importance for scores in profiles.values() for s in scores if s.importance > 0]
     floor = min(positive, default=1e-6) / 3
     points = []
-    for concept, scores in profiles.items():
+    groups = scored_together(profiles)
+    for concepts, scores in groups:
         for s in scores:
             low_x = not s.alignment >= ALIGNMENT_FLOOR  # true for NaN, too: a zero gradient has no direction
             low_y = not s.importance > 0
             x, y = ALIGNMENT_FLOOR if low_x else s.alignment, floor if low_y else s.importance
-            is_edited = (concept, s.layer) in edited
+            is_edited = (concepts[0], s.layer) in edited  # one profile, one edit
             label = short_layer(s.layer) + (" (edited)" if is_edited else "")
-            if len(profiles) > 1:
-                label = f"{short_layer(s.layer, 18)}  {_cut(names.get(concept, concept), 16)}"
+            if len(groups) > 1:
+                of = ", ".join(names.get(concept, concept) for concept in concepts)
+                label = f"{short_layer(s.layer, 18)}  {_cut(of, 16)}"
             points.append(_Point(s, x, y, "<" if low_x else "v" if low_y else "o", is_edited, label))
     return points
 

@@ -78,12 +78,23 @@ def test_one_concept_names_its_front_and_several_only_their_edits():
     edits = (Edit("visual.b.weight", "vision", 1.0, ("c-2",), 0.1),)
 
     one = words_of(plots.profile_svg({"c-2": scores}, edits, {"c-2": "mug"}))
-    both = words_of(plots.profile_svg({"c-1": scores, "c-2": scores}, edits, {"c-2": "mug"}))
+    both = words_of(plots.profile_svg({"c-1": scores[::-1], "c-2": scores}, edits, {"c-2": "mug"}))
 
     assert "a | b (edited)" in one
     assert "b  mug" in both
     assert "edited" not in both  # the ring says it; the label has to say for which concept
     assert "2 layers, 2 concepts" in both
+
+
+def test_concepts_that_were_profiled_as_one_are_drawn_as_one():
+    scores = (layer("visual.a.weight", 0.1, 0.1, front=True), layer("visual.b.weight", 0.2, 0.3, front=True))
+    edits = (Edit("visual.b.weight", "vision", 1.0, ("c-1", "c-2"), 0.1),)
+
+    together = words_of(plots.profile_svg({"c-1": scores, "c-2": scores}, edits, {}))
+
+    assert together == words_of(plots.profile_svg({"c-1": scores}, edits, {}))
+    assert "a | b (edited)" in together
+    assert "2 concepts" not in together
 
 
 def test_a_large_front_is_cut_after_the_labels_that_fit():

@@ -12,6 +12,7 @@ from torch import Tensor
 from contracts.errors import InputError, ModelError
 from unlearning import ClipModel, UnlearnInputs, methods, search_split, unlearn
 from unlearning.curve import CURVE_MULTIPLES
+from unlearning.families import Forgetting
 from unlearning.families.clip import tower_of
 from unlearning.families.clip_stages import StagedTower
 from unlearning.gradients import forget_gradient
@@ -19,7 +20,9 @@ from unlearning.inplace import edited
 from unlearning.layer_steps import LayerStep, best_layer
 from unlearning.objectives import forget_loss, retain_loss
 from unlearning.request import JOINT
+from unlearning.search import StepSearch
 from unlearning.search_split import SearchSplit
+from unlearning.stepping import smallest_or_closest
 
 TARGET = 3
 
@@ -321,6 +324,15 @@ def test_the_layer_that_keeps_most_wins() -> None:
     assert best_layer([step("far", reached=False, fa=0.5, ta=0.9, change=0.1), close]) is close
     with pytest.raises(ModelError, match="no layer"):
         best_layer([])
+
+
+def test_the_closest_step_is_that_of_the_best_known_target() -> None:
+    uneven = Forgetting({0: 1.0, 1: 0.0}, rate=0.1, score=0.0, margin=1.0)  # most items are of target 1
+    even = Forgetting({0: 0.2, 1: 0.2}, rate=0.2, score=0.0, margin=0.5)
+    gone = Forgetting({0: 0.0, 1: 0.0}, rate=0.0, score=0.0, margin=-0.5)
+    assert smallest_or_closest(StepSearch(((1.0, uneven), (2.0, even)), None)) == (2.0, even)
+    assert smallest_or_closest(StepSearch(((2.0, even), (1.5, even)), None)) == (1.5, even)
+    assert smallest_or_closest(StepSearch(((2.0, even), (4.0, gone), (3.0, gone)), 3.0)) == (3.0, gone)
 
 
 @pytest.mark.parametrize("looks", [8, 1000])

@@ -304,3 +304,13 @@ def test_several_concepts_take_one_gradient_one_layer_and_one_step_unless_told_a
     assert set(apart.directions) == set(ids)
     one = methods.profile(model, task.inputs(1), method)
     assert set(one.directions) == {inputs.class_ids[1]}
+
+
+def test_a_joint_profile_of_other_concepts_is_refused(model: ClipModel, task) -> None:
+    method = replace(task.method, name="slug-preconditioned")
+    profile = methods.profile(model, task.inputs(0, 1), method)
+    before = {name: value.clone() for name, value in model.net.state_dict().items()}
+    for others in ((4, 5), (0,), (0, 1, 4)):
+        with pytest.raises(InputError, match="other concepts"):
+            methods.edit(model, task.inputs(*others), method, profile)
+    assert all(torch.equal(value, before[name]) for name, value in model.net.state_dict().items())

@@ -1,5 +1,6 @@
 """uce: the least-squares rewrite against an oracle of its own, and what it does to the tiny models."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from unlearning.families.clip import ClipModel
 from unlearning.keys import keyed_matrix, keys
 from unlearning.methods import uce
 from unlearning.request import UnlearnInputs
-from unlearning.zero_shot import class_embeddings
+from unlearning.zero_shot import class_embeddings, fill_templates
 
 TARGET, OTHER = 2, 5
 OPTIONS = uce.Options()
@@ -176,3 +177,37 @@ def test_a_layer_that_is_zero_has_nothing_to_step_from(model: ClipModel, task: A
         model.net.transformer.resblocks[-1].mlp.c_proj.weight.zero_()
     with pytest.raises(ModelError, match=r"c_proj\.weight cannot lead c-00000002 anywhere"):
         methods.profile(model, task.inputs(TARGET), told(task, "text"))
+
+
+def test_retained_items_that_are_all_the_same_leave_an_alignment(model: ClipModel, task: Any) -> None:
+    inputs = task.inputs(TARGET)
+    first = inputs.retain_images[:1]
+    same = replace(inputs, retain_images=np.repeat(first, len(inputs.retain_images), axis=0))
+    (score,) = methods.profile(model, same, told(task, "vision")).scores[inputs.class_ids[TARGET]]
+    assert math.isfinite(score.alignment)  # rounding may tell equal images apart
+    assert score.importance > 0.0
+
+
+def test_a_caption_of_retained_items_is_kept_and_a_name_goes_whoever_bears_it(task: Any) -> None:
+    inputs = task.inputs(TARGET)
+    (name, *_), shared = fill_templates([inputs.class_names[TARGET]], inputs.templates), "a photo"
+    inputs = replace(
+        inputs,
+        forget_captions=(shared, *inputs.forget_captions[1:]),
+        retain_captions=(shared, name, *inputs.retain_captions[2:]),
+    )
+    gone, owners, kept = uce._items(inputs, "text")
+    assert name in gone
+    assert name not in kept
+    assert shared in kept
+    assert shared not in gone
+    assert not set(gone) & set(kept)
+    assert owners.tolist() == [TARGET] * len(gone)
+
+
+def test_a_caption_of_two_targets_counts_once(task: Any) -> None:
+    inputs = task.inputs(TARGET, OTHER)
+    inputs = replace(inputs, forget_captions=("both",) * len(inputs.forget_captions))
+    gone, owners, _ = uce._items(inputs, "text")
+    assert gone.count("both") == 1
+    assert int(owners[gone.index("both")]) == int(inputs.forget_labels[0])

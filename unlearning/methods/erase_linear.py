@@ -38,6 +38,7 @@ from torch import Tensor
 from contracts.canonical import from_plain
 from contracts.errors import InputError
 from contracts.values import Edit, LayerScore, Method, StepTrial, Tower
+from unlearning.attempts import check_profile
 from unlearning.curve import measured_curve
 from unlearning.families import Forgetting
 from unlearning.families.clip import ClipModel, tower_of
@@ -48,7 +49,7 @@ from unlearning.leace import Erasure, LabelledMoments, fit_erasure
 from unlearning.linear_layers import LinearLayer, Updates, linear_layers
 from unlearning.request import JOINT, Outcome, Profile, Progress, UnlearnInputs
 from unlearning.search_split import SearchSplit, SplitView
-from unlearning.stepping import search_step
+from unlearning.stepping import search_step, smallest_or_closest
 
 # Captions repeat a few templates: their covariance has so few large directions that a share of its mean
 # diagonal drowns the rest.  Measured on the reference model, where images bear more and gain by it.
@@ -111,8 +112,7 @@ def edit(
         ModelError: no layer tells the concepts, or every strength breaks the model.
     """
     concepts = tuple(inputs.class_ids[target] for target in inputs.targets)
-    if set(profile.scores) != set(concepts):
-        raise InputError("the profile was taken for other concepts than the request names")
+    check_profile(profile, inputs)
     label = _label(concepts)
     known = profile.directions.get(label, {})
     layers = {
@@ -269,13 +269,12 @@ class _StrengthSearch:
         if not search.tried:
             return None
         reached = search.smallest is not None
-        best = search.smallest or min(search.tried, key=lambda t: (t[1].worst, t[1].rate, t[0]))[0]
+        best, at_best = smallest_or_closest(search)
         with edited(self._weights, _scaled(updates, best)):
             kept = view.retained_rate()
         trials = tuple(self._trial(layer, m, seen, kept if m == best else None) for m, seen in search.tried)
-        rate = next(seen.worst for m, seen in search.tried if m == best)
         change = best * _norm(updates[layer]) / _norm(self._weights[layer])
-        return LayerStep(self._label, layer, best, reached, rate, kept, change, trials)
+        return LayerStep(self._label, layer, best, reached, at_best.worst, kept, change, trials)
 
     def _place(self, layer: str) -> tuple[Tower, int]:
         return tower_of(layer), self._split.model.staged(tower_of(layer)).stage_of(layer)

@@ -147,9 +147,7 @@ def _parts(method: Method) -> dict[Tower, Method]:
 def _own(profile: Profile, tower: Tower) -> Profile:
     """The tower's part of the profile."""
     mark = f"{tower}:"
-    # A part may treat all concepts together and score them under one name, the other one concept by concept.
-    scores = {concept: tuple(s for s in own if s.tower == tower) for concept, own in profile.scores.items()}
     return Profile(
-        {concept: own for concept, own in scores.items() if own},
+        {concept: tuple(s for s in own if s.tower == tower) for concept, own in profile.scores.items()},
         {label.removeprefix(mark): d for label, d in profile.directions.items() if label.startswith(mark)},
     )

@@ -18,6 +18,11 @@ Several concepts (section C.2): gradients and searches per concept, all at the o
 the updates are added, w_l + sum_i step_i * g_i,l, and one common factor on all steps is searched, so
 that the smallest joint step is used at which every concept meets the target.
 
+Not as published: the paper keeps, of all steps tried in a layer, the one of least FA and then most TA,
+and measures both at every trial; here it is the smallest that reaches the target, without one the closest,
+and TA is measured at that one alone.  The released code takes its gradients in `train()` mode and of
+augmented retained images; here both are as in evaluation, so that a gradient is the same twice.
+
 Where the paper and its released code for CLIP differ, an option chooses: the sign of the alignment, and
 where the search begins.  The front (Algorithm 2) is the same in both.  The paper's search is
 `step_rule: bisection`; root-finding, the default of `Method`, finds the same step in fewer trials.

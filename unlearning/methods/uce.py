@@ -107,8 +107,9 @@ def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: P
                     tower,
                     weight.numel(),
                     importance=_made(gone.inputs[own], wanted[own], change),
-                    alignment=_energy(kept.inputs @ change.T)
-                    / _energy(kept.outputs - kept.outputs.mean(dim=0)),
+                    alignment=_share(
+                        _energy(kept.inputs @ change.T), _energy(kept.outputs - kept.outputs.mean(dim=0))
+                    ),
                     on_front=True,
                 )
             )
@@ -162,23 +163,33 @@ def _items(inputs: UnlearnInputs, tower: Tower) -> tuple[Any, Tensor, Any]:
     """What is to be forgotten, the target that each of it belongs to, and what is to be kept.
 
     As the tower reads it: texts or images.  A caption weighs as much as a name in a template, and the
-    same text counts once.
+    same text counts once, of several targets for the first.  A caption that retained items bear, too, says
+    nothing of a target and is kept; a target's name goes whoever bears it.
     """
     if tower == "vision":
         owners = torch.as_tensor(inputs.forget_labels)
         return torch.as_tensor(inputs.forget_images), owners, torch.as_tensor(inputs.retain_images)
     gone: dict[str, int] = {}
     for target in inputs.targets:
-        gone |= dict.fromkeys(fill_templates([inputs.class_names[target]], inputs.templates), target)
-    gone |= dict(zip(inputs.forget_captions, inputs.forget_labels.tolist(), strict=True))
+        for text in fill_templates([inputs.class_names[target]], inputs.templates):
+            gone.setdefault(text, target)
     others = [name for i, name in enumerate(inputs.class_names) if i not in set(inputs.targets)]
     kept = dict.fromkeys([*fill_templates(others, inputs.templates), *inputs.retain_captions])
+    kept = {text: None for text in kept if text not in gone}
+    for caption, label in zip(inputs.forget_captions, inputs.forget_labels.tolist(), strict=True):
+        if caption not in kept:
+            gone.setdefault(caption, label)
     return list(gone), torch.tensor(list(gone.values())), list(kept)
 
 
 def _made(keys: Tensor, wanted: Tensor, change: Tensor) -> float:
     """Share of the wanted changes that a change of the matrix makes: 1 - |what is left|^2 / |wanted|^2."""
-    return 1.0 - _energy(keys @ change.T - wanted) / _energy(wanted)
+    return 1.0 - _share(_energy(keys @ change.T - wanted), _energy(wanted))
+
+
+def _share(part: float, whole: float) -> float:
+    """Part of the whole; none of nothing (items that are all the same have no variance)."""
+    return part / whole if whole else 0.0
 
 
 def _energy(rows: Tensor) -> float:

@@ -9,7 +9,9 @@ Damped least squares (`unlearning.least_squares`) over token positions, one by o
 
 k_i the F states of the concept, a_i those of the anchor at the same positions, g_i the duals of the k_i.  M
 does not depend on W: matrices that read the same are all turned by the same M.  Captions are the request's
-contexts with every name in turn; no picture and no gradient is taken.
+contexts with every name in turn; no picture and no gradient is taken.  (The authors' code pairs states from
+the last token of the name on.  Here, where two names differ in length, what follows them is paired with its
+neighbour, so that such anchors lie further off.)
 
 The paper leads to a name that somebody chose.  Here the `anchors` kept names whose states lie nearest are
 tried, nearest first, until one hides the concept on the search split and keeps as much there as the original;
