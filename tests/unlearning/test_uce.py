@@ -207,7 +207,18 @@ def test_a_caption_of_retained_items_is_kept_and_a_name_goes_whoever_bears_it(ta
 
 def test_a_caption_of_two_targets_counts_once(task: Any) -> None:
     inputs = task.inputs(TARGET, OTHER)
-    inputs = replace(inputs, forget_captions=("both",) * len(inputs.forget_captions))
+    both = f"{inputs.class_names[TARGET]} and {inputs.class_names[OTHER]}"
+    inputs = replace(inputs, forget_captions=(both,) * len(inputs.forget_captions))
     gone, owners, _ = uce._items(inputs, "text")
-    assert gone.count("both") == 1
-    assert int(owners[gone.index("both")]) == int(inputs.forget_labels[0])
+    assert gone.count(both) == 1
+    assert int(owners[gone.index(both)]) == int(inputs.forget_labels[0])
+
+
+def test_a_caption_that_does_not_name_its_target_is_not_led_away(task: Any) -> None:
+    inputs = task.inputs(TARGET)
+    silent, telling = "a drawing of something else", f"A {inputs.class_names[TARGET].upper()}, drawn"
+    inputs = replace(inputs, forget_captions=(silent, telling, *inputs.forget_captions[2:]))
+    gone, _, kept = uce._items(inputs, "text")
+    assert telling in gone
+    assert silent not in gone
+    assert silent not in kept

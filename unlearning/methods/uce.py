@@ -15,7 +15,7 @@ until `share` of the change is made.  Steps are searched as SLUG does it, per co
 the sum of all, but not below 1, the whole rewrite.
 
     text tower     the last matrix with a nonlinearity before it; keys are those of the names in all
-                   templates and of the captions.  No image is looked at.
+                   templates and of the captions that name it.  No image is looked at.
     vision tower   the projection that makes the features; keys are the images' pooled activations
 
 `unlearning.keys` says what the key of an item is where its feature reads one token, and where it reads all.
@@ -163,8 +163,9 @@ def _items(inputs: UnlearnInputs, tower: Tower) -> tuple[Any, Tensor, Any]:
     """What is to be forgotten, the target that each of it belongs to, and what is to be kept.
 
     As the tower reads it: texts or images.  A caption weighs as much as a name in a template, and the
-    same text counts once, of several targets for the first.  A caption that retained items bear, too, says
-    nothing of a target and is kept; a target's name goes whoever bears it.
+    same text counts once, of several targets for the first.  Captions that do not name their target say nothing
+    of it: of a hand that drew an apple, "a drawing of an apple" must not be led away.  What retained items bear
+    as well is kept, but for the names themselves.
     """
     if tower == "vision":
         owners = torch.as_tensor(inputs.forget_labels)
@@ -177,7 +178,7 @@ def _items(inputs: UnlearnInputs, tower: Tower) -> tuple[Any, Tensor, Any]:
     kept = dict.fromkeys([*fill_templates(others, inputs.templates), *inputs.retain_captions])
     kept = {text: None for text in kept if text not in gone}
     for caption, label in zip(inputs.forget_captions, inputs.forget_labels.tolist(), strict=True):
-        if caption not in kept:
+        if inputs.class_names[label].casefold() in caption.casefold() and caption not in kept:
             gone.setdefault(caption, label)
     return list(gone), torch.tensor(list(gone.values())), list(kept)
 
