@@ -162,10 +162,10 @@ def rewrite(
 def _items(inputs: UnlearnInputs, tower: Tower) -> tuple[Any, Tensor, Any]:
     """What is to be forgotten, the target that each of it belongs to, and what is to be kept.
 
-    As the tower reads it: texts or images.  A caption weighs as much as a name in a template, and the
-    same text counts once, of several targets for the first.  Captions that do not name their target say nothing
-    of it: of a hand that drew an apple, "a drawing of an apple" must not be led away.  What retained items bear
-    as well is kept, but for the names themselves.
+    As the tower reads it: texts or images.  A caption weighs as much as a name in a template, and the same
+    text counts once, of several targets for the first.  A caption that does not name its target says nothing
+    of it: for a hand that drew an apple, "a drawing of an apple" must not be led away.  What retained items
+    bear as well is kept, but for the names themselves.
     """
     if tower == "vision":
         owners = torch.as_tensor(inputs.forget_labels)
