@@ -29,12 +29,13 @@ import torch
 from torch import Tensor
 
 from contracts.canonical import from_plain
-from contracts.errors import InputError, ModelError
+from contracts.errors import ModelError
 from contracts.values import Method
 from unlearning.attempts import Judge, check_profile, settle, trainable, try_each, unprofiled
 from unlearning.families.clip import ClipModel, Images
 from unlearning.inplace import requiring_grad
 from unlearning.objectives import forget_loss
+from unlearning.options import check_numbers
 from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
 
 Fisher = dict[str, Tensor]
@@ -55,12 +56,8 @@ class Options:
     items: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("selections", "dampenings"):
-            values = getattr(self, name)
-            if not values or not min(values) > 0:
-                raise InputError(f"{name} must be positive, at least one, got {values}")
-        if self.items < 1:
-            raise InputError(f"items must be at least 1, got {self.items}")
+        check_numbers(self, "selections", "dampenings", above=0)
+        check_numbers(self, "items", at_least=1)
 
 
 def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: Progress) -> Profile:
