@@ -74,7 +74,7 @@ def edit(
 
     Raises:
         InputError: the profile is of other concepts.
-        ModelError: a gradient is not finite, or every constant breaks the model.
+        ModelError: a gradient is not finite, all weights are zero, or every constant breaks the model.
     """
     check_profile(profile, inputs)
     options = from_plain(Options, method.options)
@@ -96,7 +96,10 @@ def edit(
 
 def _sized(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> tuple[float, Mapping[str, Tensor]]:
     moved = sum(float((after[name] - weight).double().square().sum()) for name, weight in before.items())
-    return sqrt(moved / sum(float(weight.double().square().sum()) for weight in before.values())), after
+    whole = sum(float(weight.double().square().sum()) for weight in before.values())
+    if whole == 0.0:
+        raise ModelError("every weight that could be dampened is zero")
+    return sqrt(moved / whole), after
 
 
 def dampened(
