@@ -20,18 +20,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from math import isfinite
 from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from contracts.errors import InputError
 from contracts.values import Method, StepTrial
 from unlearning.attempts import Attempt, Judge, assign, restored, settle, trainable
 from unlearning.families import Editable, Forgetting, Request
 from unlearning.families.clip import ClipModel, Images
 from unlearning.inplace import requiring_grad
+from unlearning.options import check_numbers
 from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
 
 
@@ -54,14 +53,10 @@ class Budget:
     schedule: Literal["stop", "full"] = "stop"
 
     def __post_init__(self) -> None:
-        if not self.learning_rates or not all(isfinite(r) and r > 0 for r in self.learning_rates):
-            raise InputError(f"learning_rates must be positive, at least one, got {self.learning_rates}")
-        if self.steps < 1 or self.batch < 2:
-            raise InputError(
-                f"steps must be at least 1 and batch at least 2, got {self.steps} and {self.batch}"
-            )
-        if self.weight_decay < 0:
-            raise InputError(f"weight_decay must not be negative, got {self.weight_decay}")
+        check_numbers(self, "learning_rates", above=0)
+        check_numbers(self, "steps", at_least=1)
+        check_numbers(self, "batch", at_least=2)
+        check_numbers(self, "weight_decay", at_least=0)
 
     def factor(self, step: int) -> float:
         """Of the learning rate at a step, 1 to `steps`."""

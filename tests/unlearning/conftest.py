@@ -102,6 +102,19 @@ def make_model(vocabulary: bytes) -> Callable[..., ClipModel]:
     return make
 
 
+@pytest.fixture(scope="module")
+def fresh(make_model: Callable[..., ClipModel]) -> Callable[[], ClipModel]:
+    """One model with random weights, its weights put back at each call."""
+    model = make_model("vit")
+    original = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
+
+    def put_back() -> ClipModel:
+        model.net.load_state_dict(original)
+        return model
+
+    return put_back
+
+
 def assert_open_clips_without_padding(model: ClipModel, tokens: torch.Tensor, block: str) -> None:
     """Text features and gradients are open_clip's own; `block` sees the tokens of the longest text alone."""
     layers = [c.name for c in model.candidates() if c.tower == "text"]

@@ -317,3 +317,98 @@ def test_a_round_steps_as_far_as_the_target_asks_and_stability_allows(
         step, tried = razor._search(model, judge, updates, floor, 14)
     assert step == pytest.approx(expected, rel=0.01)
     assert len(tried) == 14 or expected == 0.0
+
+
+def published(
+    model: ClipModel, inputs: Any, method: Any, weights: dict[str, Tensor], edited_so_far: list[str]
+) -> tuple[list[str], dict[str, Tensor]]:
+    """The text layers that one expansion updates at the given weights, and their updates, written out."""
+
+    def cosines() -> Tensor:
+        image = model.image_features(model.preprocess(inputs.retain_images))
+        return image @ model.text_features(model.tokenize(inputs.retain_captions)).T
+
+    with torch.no_grad():
+        original = cosines()
+    layers = [c.name for c in model.candidates() if c.tower == "text"]
+    with restored(model.parameters, weights):
+        assign(model.parameters, weights)
+        present = [model.parameters[layer].requires_grad_() for layer in layers]
+        drift = torch.autograd.grad((cosines() - original).square().mean(), present)
+        model.net.requires_grad_(False)
+        forget = forget_gradient(model, inputs.forget_images, inputs.forget_captions, layers, 1000)
+        retain = retain_gradient(
+            model,
+            inputs.retain_images,
+            inputs.retain_captions,
+            layers,
+            retain_batch=method.retain_batch,
+            micro_batch=1000,
+            seed=inputs.seed,
+        )
+        cosine = {
+            k: functional.cosine_similarity(forget[k].flatten(), retain[k].flatten(), 0) for k in layers
+        }
+        phi = {k: forget[k].norm() / model.parameters[k].norm() * (1 - cosine[k]) ** 0.5 for k in layers}
+    best = max((k for k in layers if k not in edited_so_far), key=lambda k: float(phi[k]))
+    moved = dict(zip(layers, drift, strict=True))
+    chosen = [*edited_so_far, best]
+    return chosen, {k: 2 * forget[k] - retain[k] - 30 * moved[k] for k in chosen}
+
+
+def test_an_expansion_updates_the_layers_so_far_and_the_best_new_one_at_the_present_weights(
+    model: ClipModel, task
+) -> None:
+    inputs = task.inputs(TARGET)
+    method = replace(task.method, name="razor", micro_batch=1000, options={"ratio": 2.0, "drift": 30.0})
+    drift = razor.Drift(model, inputs, method)
+    names = [c.name for c in model.candidates() if c.tower == "text"]
+    so_far = {"text_projection": torch.zeros_like(model.parameters["text_projection"])}
+    away = {k: 1.3 * model.parameters[k].detach().roll(1, 0) for k in so_far}
+    chosen, updates = published(model, inputs, method, away, list(so_far))
+    with restored(model.parameters, away):
+        assign(model.parameters, away)
+        found = razor._expanded(model, inputs, method, names, so_far, drift, lambda *_: None)
+    assert list(found) == chosen
+    for layer, update in updates.items():
+        close = {"rtol": 1e-3, "atol": 1e-4 * float(update.abs().max())}
+        torch.testing.assert_close(found[layer], update, **close)
+
+
+@pytest.mark.parametrize(("expansions", "reached_in", "rounds"), [(2, 9, 3), (2, 2, 2), (2, 1, 1), (0, 9, 1)])
+def test_layers_are_added_one_by_one_while_the_target_is_missed(
+    model: ClipModel, task, monkeypatch, expansions: int, reached_in: int, rounds: int
+) -> None:
+    inputs, before, looks, floors = task.inputs(TARGET), state(model), [], []
+    options = {"ratio": 2.0, "drift": 30.0, "expansions": expansions}
+    method = replace(task.method, name="razor", micro_batch=1000, options=options)
+
+    def reached(judge: Judge, seen: Forgetting) -> bool:
+        looks.append(seen)
+        return len(looks) == reached_in
+
+    def step(*arguments: Any) -> tuple[float, list[Any]]:
+        floors.append(arguments[3])
+        return 0.05, []
+
+    monkeypatch.setattr(Judge, "reached", reached)
+    monkeypatch.setattr(razor, "_search", step)
+    first = methods.profile(model, inputs, method).directions["text"]
+    judge, drift = Judge(model, inputs, method, tuple(first)), razor.Drift(model, inputs, method)
+    attempts, _ = razor._rounds(model, inputs, method, judge, first, drift, lambda *_: None)
+
+    assert len(attempts) == rounds
+    # After the last expansion the target is asked for, whatever it costs.
+    stable = 0.95 * judge.original.retained_rate
+    assert floors == [0.0 if done == expansions else stable for done in range(rounds)]
+    assert not changed(model, before)
+    weights, updates = {k: before[k] for k in first}, dict(first)
+    for done, attempt in enumerate(attempts, start=1):
+        assert attempt.step_size == pytest.approx(0.05 * done)
+        assert set(attempt.weights) == set(updates)
+        for layer, update in updates.items():
+            weight = weights.get(layer, before[layer])
+            expected = weight + 0.05 * weight.norm() / update.norm() * update
+            torch.testing.assert_close(attempt.weights[layer], expected, rtol=1e-4, atol=1e-5)
+        weights = dict(attempt.weights)
+        _, updates = published(model, inputs, method, weights, list(updates))

@@ -78,8 +78,18 @@ def test_anchors_are_free_where_the_forget_images_need_a_weight_most(
     names = ("output.weight", "patch_embed.proj.weight")
     found = _anchors(model, images, names)
     assert set(found) == set(names)
-    for anchor in found.values():
-        assert (float(anchor.min()), float(anchor.max())) == (0.0, 1.0)
+    needed = {name: torch.zeros_like(model.parameters[name]) for name in names}
+    weights = [model.parameters[name].requires_grad_() for name in names]
+    for image in images:
+        length = model.forward(image[None]).square().sum().sqrt()
+        for name, gradient in zip(names, torch.autograd.grad(length, weights), strict=True):
+            needed[name] += gradient.abs()
+    model.net.requires_grad_(False)
+    for name, anchor in found.items():
+        share = (needed[name] - needed[name].min()) / (needed[name].max() - needed[name].min())
+        assert float(anchor.flatten()[needed[name].argmax()]) == pytest.approx(0.0, abs=1e-5)
+        assert float(anchor.flatten()[needed[name].argmin()]) == pytest.approx(1.0, abs=1e-5)
+        torch.testing.assert_close(anchor, 1 - share, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("forget", ["ascent", "identity"])

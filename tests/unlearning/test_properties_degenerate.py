@@ -35,19 +35,6 @@ def inputs(**changes: Any) -> UnlearnInputs:
     return Task(method("slug")).inputs(TARGET, **changes)
 
 
-@pytest.fixture(scope="module")
-def fresh(make_model: Callable[..., ClipModel]) -> Callable[[], ClipModel]:
-    """One model with random weights, its weights put back at each call."""
-    model = make_model("vit")
-    original = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
-
-    def put_back() -> ClipModel:
-        model.net.load_state_dict(original)
-        return model
-
-    return put_back
-
-
 def state(model: ClipModel) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
 

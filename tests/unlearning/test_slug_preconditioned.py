@@ -114,9 +114,9 @@ def test_degenerate_moments() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"epsilon": 0}, "epsilon must be positive and finite, got 0"),
-        ({"epsilon": math.nan}, "epsilon must be positive and finite, got nan"),
-        ({"output_epsilon": -1.0}, "output_epsilon must be positive and finite, got -1.0"),
+        ({"epsilon": 0}, "epsilon must be above 0, got 0"),
+        ({"epsilon": math.nan}, "epsilon must be finite and above 0, got nan"),
+        ({"output_epsilon": -1.0}, "output_epsilon must be above 0, got -1.0"),
         ({"layers": 0}, "layers must be at least 1, got 0"),
         ({"widest": 0}, "widest must be at least 1, got 0"),
         ({"choose": "best"}, "choose"),

@@ -52,7 +52,8 @@ def edit(
 
     Raises:
         InputError: the profile is of other concepts.
-        ModelError: the tower has no final projection, or every strength breaks the model.
+        ModelError: an embedding is not finite, the tower has no final projection, or every strength breaks
+            the model.
     """
     check_profile(profile, inputs)
     from_plain(Options, method.options)
@@ -76,7 +77,13 @@ def edit(
 
 
 def span(embeddings: Tensor) -> Tensor:
-    """Orthonormal basis (D, k) of the span of class embeddings (C, D); k < C where names say the same."""
+    """Orthonormal basis (D, k) of the span of class embeddings (C, D); k < C where names say the same.
+
+    Raises:
+        ModelError: an embedding is not finite.
+    """
+    if not bool(torch.isfinite(embeddings).all()):
+        raise ModelError("the embeddings of the names to forget are not finite")
     left, values, _ = torch.linalg.svd(embeddings.double().T, full_matrices=False)
     basis: Tensor = left[:, values > RANK_TOLERANCE * values[0]]
     return basis.to(embeddings.dtype)

@@ -24,7 +24,7 @@ Trained like all baselines (`unlearning.training`): a stop check after each step
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from math import isfinite, sqrt
+from math import sqrt
 from typing import Literal
 
 import torch
@@ -39,6 +39,7 @@ from unlearning.families import Progress
 from unlearning.families.restoration import RestorationModel
 from unlearning.families.restoration_request import RestorationRequest, mean_squares
 from unlearning.inplace import requiring_grad
+from unlearning.options import check_numbers
 from unlearning.request import Outcome, Profile
 from unlearning.training import Budget, train
 
@@ -73,12 +74,8 @@ class Options(Budget):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("weight", "importance", "radius", "visible"):
-            value = getattr(self, name)
-            if not (isfinite(value) and value >= 0):
-                raise InputError(f"{name} must be finite and not negative, got {value}")
-        if self.attack_steps < 1:
-            raise InputError(f"attack_steps must be at least 1, got {self.attack_steps}")
+        check_numbers(self, "weight", "importance", "radius", "visible", at_least=0)
+        check_numbers(self, "attack_steps", at_least=1)
         if self.forget == "ascent" and (self.distance, self.schedule) != ("l1", "stop"):
             raise InputError("ascent has no end: it takes the distance l1 and the schedule stop")
 

@@ -25,19 +25,19 @@ Shapes: B pairs of a retain batch, D embedding width.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf
 
 import torch
 from torch import Tensor
 
 from contracts.canonical import from_plain
-from contracts.errors import InputError, ModelError
+from contracts.errors import ModelError
 from contracts.values import LayerScore, Method, StepTrial
 from unlearning.attempts import Attempt, Judge, check_profile, restored, settle
 from unlearning.families import Forgetting
 from unlearning.families.clip import ClipModel
 from unlearning.gradients import Gradients
 from unlearning.inplace import apply, edited, requiring_grad
+from unlearning.options import check_numbers
 from unlearning.profile import score_layers
 from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
 from unlearning.search import smallest_reaching
@@ -64,10 +64,8 @@ class Options:
     expansions: int = 6
 
     def __post_init__(self) -> None:
-        highest = {"alpha": 1.0, "threshold": 1.0, "stable": 1.0}
-        for name, number in vars(self).items():
-            if not 0.0 <= number <= highest.get(name, inf):
-                raise InputError(f"{name} must lie in 0..{highest.get(name, inf)}, got {number}")
+        check_numbers(self, "alpha", "threshold", "stable", at_least=0, at_most=1)
+        check_numbers(self, "ratio", "drift", "expansions", at_least=0)
 
 
 def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: Progress) -> Profile:

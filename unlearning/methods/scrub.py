@@ -20,7 +20,6 @@ of the tower is trained: what its early stages see, all names share.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite
 from typing import Literal
 
 import torch
@@ -36,6 +35,7 @@ from unlearning.families.vlm import VlmModel
 from unlearning.families.vlm_answers import name_loss
 from unlearning.families.vlm_decoder import Asked
 from unlearning.families.vlm_request import VlmRequest
+from unlearning.options import check_numbers
 from unlearning.request import Outcome, Profile
 from unlearning.training import Budget, train
 from unlearning.views import scenes, varied
@@ -73,12 +73,8 @@ class Options(Budget):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("forget", "names", "features", "answers", "goal"):
-            value = getattr(self, name)
-            if not (isfinite(value) and value >= 0):
-                raise InputError(f"{name} must be finite and not negative, got {value}")
-        if self.forget_batch < 1:
-            raise InputError(f"forget_batch must be at least 1, got {self.forget_batch}")
+        check_numbers(self, "forget", "names", "features", "answers", "goal", at_least=0)
+        check_numbers(self, "forget_batch", at_least=1)
         if self.views < self.batch:
             raise InputError(f"views must be at least batch, {self.batch}, got {self.views}")
 

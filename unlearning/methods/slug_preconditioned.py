@@ -20,7 +20,6 @@ A gain of a normalisation has no matrix and is no candidate.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Literal
 
 from contracts.canonical import from_plain
@@ -28,6 +27,7 @@ from contracts.errors import InputError
 from contracts.values import LayerScore, Method
 from unlearning.families import ANY, Editable, Progress, Request
 from unlearning.moments_solve import Preconditioner
+from unlearning.options import check_numbers
 from unlearning.profile import score_layers
 from unlearning.request import JOINT, Outcome, Profile
 from unlearning.retain_statistics import Wanted
@@ -63,13 +63,8 @@ class Options:
     widest: int = 1024
 
     def __post_init__(self) -> None:
-        for name in ("epsilon", "output_epsilon"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and isfinite(value)):
-                raise InputError(f"{name} must be positive and finite, got {value}")
-        for name in ("layers", "widest"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_numbers(self, "epsilon", "output_epsilon", above=0)
+        check_numbers(self, "layers", "widest", at_least=1)
 
 
 def profile(model: Editable, inputs: Request, method: Method, progress: Progress) -> Profile:

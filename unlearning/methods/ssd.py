@@ -29,12 +29,13 @@ import torch
 from torch import Tensor
 
 from contracts.canonical import from_plain
-from contracts.errors import InputError, ModelError
+from contracts.errors import ModelError
 from contracts.values import Method
 from unlearning.attempts import Judge, check_profile, settle, trainable, try_each, unprofiled
 from unlearning.families.clip import ClipModel, Images
 from unlearning.inplace import requiring_grad
 from unlearning.objectives import forget_loss
+from unlearning.options import check_numbers
 from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
 
 Fisher = dict[str, Tensor]
@@ -55,12 +56,8 @@ class Options:
     items: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("selections", "dampenings"):
-            values = getattr(self, name)
-            if not values or not min(values) > 0:
-                raise InputError(f"{name} must be positive, at least one, got {values}")
-        if self.items < 1:
-            raise InputError(f"items must be at least 1, got {self.items}")
+        check_numbers(self, "selections", "dampenings", above=0)
+        check_numbers(self, "items", at_least=1)
 
 
 def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: Progress) -> Profile:
@@ -77,7 +74,7 @@ def edit(
 
     Raises:
         InputError: the profile is of other concepts.
-        ModelError: a gradient is not finite, or every constant breaks the model.
+        ModelError: a gradient is not finite, all weights are zero, or every constant breaks the model.
     """
     check_profile(profile, inputs)
     options = from_plain(Options, method.options)
@@ -99,7 +96,10 @@ def edit(
 
 def _sized(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> tuple[float, Mapping[str, Tensor]]:
     moved = sum(float((after[name] - weight).double().square().sum()) for name, weight in before.items())
-    return sqrt(moved / sum(float(weight.double().square().sum()) for weight in before.values())), after
+    whole = sum(float(weight.double().square().sum()) for weight in before.values())
+    if whole == 0.0:
+        raise ModelError("every weight that could be dampened is zero")
+    return sqrt(moved / whole), after
 
 
 def dampened(

@@ -26,18 +26,18 @@ Shapes: F and R items, d inputs and o outputs of the matrix.
 """
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from contracts.canonical import from_plain
-from contracts.errors import InputError, ModelError
+from contracts.errors import ModelError
 from contracts.values import LayerScore, Method, Tower
 from unlearning.families.clip import ClipModel
 from unlearning.keys import keyed_matrix, keys
 from unlearning.least_squares import duals
+from unlearning.options import check_numbers
 from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
 from unlearning.stepping import step_and_edit
 from unlearning.zero_shot import fill_templates
@@ -63,12 +63,9 @@ class Options:
     least: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.share < 1.0:
-            raise InputError(f"share must lie in 0..1, below 1, got {self.share}")
-        if not (self.epsilon > 0 and isfinite(self.epsilon)):
-            raise InputError(f"epsilon must be positive and finite, got {self.epsilon}")
-        if not (self.least >= 0 and isfinite(self.least)):
-            raise InputError(f"least must be a finite step of at least 0, got {self.least}")
+        check_numbers(self, "share", at_least=0, below=1)
+        check_numbers(self, "epsilon", above=0)
+        check_numbers(self, "least", at_least=0)
 
 
 def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: Progress) -> Profile:

@@ -26,7 +26,6 @@ Shapes: F and R token states, d inputs and o outputs of a matrix.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 
 import torch
 from torch import Tensor
@@ -39,6 +38,7 @@ from unlearning.families import Progress
 from unlearning.families.diffusion import Conditioning, DiffusionModel
 from unlearning.families.diffusion_request import DiffusionRequest
 from unlearning.least_squares import duals
+from unlearning.options import check_numbers
 from unlearning.request import Outcome, Profile
 from unlearning.text_readers import text_inputs
 from unlearning.zero_shot import fill_templates
@@ -66,12 +66,8 @@ class Options:
     anchors: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("weight", "epsilon"):
-            value = getattr(self, name)
-            if not (isfinite(value) and value > 0):
-                raise InputError(f"{name} must be positive and finite, got {value}")
-        if self.anchors < 1:
-            raise InputError(f"anchors must be at least 1, got {self.anchors}")
+        check_numbers(self, "weight", "epsilon", above=0)
+        check_numbers(self, "anchors", at_least=1)
 
 
 def profile(model: DiffusionModel, inputs: DiffusionRequest, method: Method, progress: Progress) -> Profile:

@@ -28,7 +28,6 @@ Shapes: F forgotten keys, d inputs of the matrix, W decoder width.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Literal
 
 import torch
@@ -43,6 +42,7 @@ from unlearning.families.vlm_decoder import Asked
 from unlearning.families.vlm_memories import last_memory, memories, unsaid
 from unlearning.families.vlm_request import VlmRequest
 from unlearning.least_change import check_number, least_change
+from unlearning.options import check_numbers
 from unlearning.request import JOINT, Outcome, Profile
 from unlearning.stepping import step_and_edit
 from unlearning.views import scenes, varied
@@ -73,15 +73,9 @@ class Options:
     retain_views: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("goal", "slack", "epsilon"):
-            value = getattr(self, name)
-            if not (isfinite(value) and value > 0):
-                raise InputError(f"{name} must be positive and finite, got {value}")
-        if self.depth < 1:
-            raise InputError(f"depth must be at least 1, got {self.depth}")
-        for name in ("forget_views", "retain_views"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
+        check_numbers(self, "goal", "slack", "epsilon", above=0)
+        check_numbers(self, "depth", at_least=1)
+        check_numbers(self, "forget_views", "retain_views", at_least=0)
 
 
 def profile(model: VlmModel, inputs: VlmRequest, method: Method, progress: Progress) -> Profile:

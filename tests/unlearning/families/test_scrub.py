@@ -83,6 +83,21 @@ def test_at_the_original_only_forgetting_has_a_loss(taught: Taught, task: Task) 
     assert float(nothing) == 0
 
 
+def test_the_divergence_is_of_the_model_from_the_original(taught: Taught, task: Task) -> None:
+    """Weighted by what the original expects; the other way round it is another number."""
+    model = taught("vit")
+    held = batches(model, asked(task))
+    known, put = held._teacher.features[:6], held._teacher.named[:6]
+    noise = torch.randn(known.shape, generator=torch.Generator().manual_seed(0))
+    moved = known + 0.5 * known.std() * noise
+    with torch.no_grad():
+        found = float(held._divergence(moved, known, put))
+        wanted, said = (model.forced(features, put).logits.softmax(dim=1) for features in (known, moved))
+    there, back = (float((p * (p / q).log()).sum(dim=1).mean()) for p, q in ((wanted, said), (said, wanted)))
+    assert abs(there - back) > 0.1 * there
+    assert found == pytest.approx(there, rel=1e-3)
+
+
 def test_forgetting_asks_no_more_than_its_goal(taught: Taught, task: Task) -> None:
     model, request = taught("vit"), asked(task)
     alone = {"forget": 1.0, "names": 0.0, "features": 0.0, "answers": 0.0}

@@ -205,11 +205,11 @@ def test_the_same_request_gives_the_same_bits(taught: Taught, task: Task) -> Non
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"goal": 0.0}, "goal must be positive and finite, got 0.0"),
+        ({"goal": 0.0}, "goal must be above 0, got 0.0"),
         ({"epsilon": float("inf")}, "epsilon"),
-        ({"slack": -0.1}, "slack must be positive and finite, got -0.1"),
+        ({"slack": -0.1}, "slack must be above 0, got -0.1"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
-        ({"retain_views": -1}, "retain_views must not be negative, got -1"),
+        ({"retain_views": -1}, "retain_views must be at least 0, got -1"),
         ({"words": "first"}, "words"),
         ({"layer": 3}, "layer"),
     ],
