@@ -121,6 +121,22 @@ def test_pictures_of_the_search_do_not_depend_on_what_is_drawn_beside_them(model
     assert torch.allclose(alone.other[0], split.known.other[3], atol=1e-2)
 
 
+def test_the_search_draws_no_more_pictures_at_once_than_the_method_says(
+    model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, read = [], model.conditioning
+
+    def watched(tokens: Any) -> Any:
+        sizes.append(len(tokens[0]))
+        return read(tokens)
+
+    monkeypatch.setattr(model, "conditioning", watched)
+    asked = request()
+    asked.search_split(model, replace(METHOD, micro_batch=5))
+    assert max(sizes) == 5
+    assert sum(sizes) >= len(asked.search.texts)
+
+
 def test_margins_are_those_of_the_nearest_other_class() -> None:
     logits = torch.tensor([[3.0, 0.0, 1.0], [0.0, 2.0, 1.0]])
     assert margins(logits, torch.tensor([0, 0])).tolist() == [2.0, -2.0]

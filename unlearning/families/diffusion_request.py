@@ -309,6 +309,7 @@ class DiffusionSplit:
             [search.texts[row] for row in rows.tolist()],
             [search.seeds[row] for row in rows.tolist()],
             steps=self._request.steps,
+            micro_batch=self.method.micro_batch,
         )
         return self._request.judging(pictures)
 
