@@ -149,6 +149,31 @@ def test_what_is_retained_is_counted_only_while_it_can_be_enough(model: Restorat
         assert view.retained_rate_if(lambda most: most > 0.9) is None
 
 
+def test_an_image_without_any_error_is_lost_only_once_it_has_one() -> None:
+    model, layer = trained(), "output.weight"
+    with torch.no_grad():
+        model.parameters[layer].zero_()  # what is left is the input: a restorer that does nothing
+    search = pairs(4, 0)
+    kept = np.flatnonzero(search.labels == NOISY)
+    search.clean[kept] = search.degraded[kept] = 255
+    search.degraded[kept[0]] = 200  # one that does have an error
+    split = replace(sets().request(), search=search).search_split(model, METHOD)
+    assert split.errors[kept].count_nonzero() == 1
+    for view in (split.view({}), split.view({"net": split.place(layer)[1]})):
+        seen = view.both([DARK])
+        assert seen is not None
+        assert view.retained_rate_if(lambda most: True) == seen[1] == 1.0
+    change = torch.full_like(model.parameters[layer], 0.01)
+    with edited(model.parameters, {layer: change}):
+        errors = view.errors(torch.arange(len(search)))[kept]
+        rate = view.retained_rate_if(lambda most: True)
+    worse = errors[1:] > 0
+    assert worse.any()
+    # Of those without an error the ones that have one now are lost; the other image is lost in part.
+    part = float((split.errors[kept[0]] / errors[0]).clamp(max=1))
+    assert rate == pytest.approx((part + int((~worse).sum())) / len(kept))
+
+
 def test_a_model_that_breaks_is_seen_as_broken(model: RestorationModel) -> None:
     split = sets().request().search_split(model, METHOD)
     layer = "output.weight"

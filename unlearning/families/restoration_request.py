@@ -310,7 +310,8 @@ class RestorationView:
         return total / len(kept)
 
     def _fidelity(self, errors: Tensor, rows: Tensor) -> Tensor:
-        return (self._split.errors[rows] / errors.clamp_min(torch.finfo(errors.dtype).tiny)).clamp_max(1.0)
+        before = self._split.errors[rows]
+        return torch.where(errors > before, before / errors, 1.0)  # 1 also where both are 0
 
     def _forgetting(self, errors: Tensor, rows: Tensor, targets: Sequence[int]) -> Forgetting | None:
         if not bool(torch.isfinite(errors).all()):
