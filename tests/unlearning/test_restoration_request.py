@@ -8,7 +8,7 @@ import torch
 
 from contracts.errors import InputError, ModelError
 from tests.unlearning.restoration_trained import CLASSES, DARK, METHOD, NOISY, Sets, pairs, sets, trained
-from unlearning import methods
+from unlearning import distributed, methods
 from unlearning.families.restoration import RestorationModel
 from unlearning.families.restoration_request import Pairs, RestorationRequest, mean_squares, psnr
 from unlearning.inplace import edited
@@ -105,6 +105,25 @@ def test_second_moments_are_those_of_the_unfolded_inputs(model: RestorationModel
     found = moments[layer].inputs[0]
     assert found.shape == expected.shape
     assert float((found - expected).norm() / expected.norm()) < 0.2
+
+
+def test_moments_of_fewer_pairs_than_processes_are_refused_before_anything_is_computed(
+    model: RestorationModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = replace(sets().request(), retain=pairs(1, 3, (NOISY,)))
+    told: list[str] = []
+    asked = {"widest": 1024, "with_outputs": False, "known": None, "progress": lambda *done: told.append("")}
+
+    def moments() -> None:
+        request.retain_gradient_and_moments(model, ["output.weight"], METHOD, **asked)
+
+    moments()
+    assert told  # one process has what it needs
+    told.clear()
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    with pytest.raises(InputError, match="1 retain items to share are too few for 2 processes"):
+        moments()
+    assert not told
 
 
 def test_a_view_from_any_stage_sees_what_a_whole_pass_sees(
