@@ -154,6 +154,11 @@ def test_the_pooled_feature_is_no_tower_of_this_family(model: DiffusionModel) ->
         methods.unlearn(model, request(), replace(METHOD, towers=("vision",)))
 
 
+def _labelled(items: Any, label: int) -> Any:
+    """The items, those that are no rubies with a label that is not theirs."""
+    return replace(items, labels=np.where(items.labels == RUBY, RUBY, label))
+
+
 _NO_RUBY = prompts(TEMPLATES[1], range(1), tuple(BLOCKS)[1:])
 
 
@@ -164,8 +169,11 @@ _NO_RUBY = prompts(TEMPLATES[1], range(1), tuple(BLOCKS)[1:])
         ({"targets": (RUBY, RUBY)}, "distinct classes"),
         ({"forget": request("jade").forget}, f"{CLASS_IDS[RUBY]} has no item in the forget set"),
         ({"search": _NO_RUBY}, f"{CLASS_IDS[RUBY]} has no item in the search set"),
-        ({"search": prompts(TEMPLATES[1], range(1), tuple(BLOCKS)[:1])}, "no prompt for what is to be kept"),
-        ({"retain": request().forget}, "retain set what is to go"),
+        ({"search": prompts(TEMPLATES[1], range(1), tuple(BLOCKS)[:1])}, "no item of a class to keep"),
+        ({"retain": request().forget}, "the retain set has an item of a target"),
+        ({"retain": _labelled(request().retain, 99)}, "retain labels must lie in 0..4, got 99..99"),
+        ({"retain": _labelled(request().retain, -3)}, "retain labels must lie in 0..4, got -3..-3"),
+        ({"search": _labelled(request().search, 99)}, "search labels must lie in 0..4"),
         ({"neutral": ("",)}, "1 neutral captions, 2 forget captions"),
     ],
 )

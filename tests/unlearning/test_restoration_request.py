@@ -249,10 +249,13 @@ def _without(labels: np.ndarray, shown: Pairs) -> Pairs:
     [
         ({"targets": (5,)}, "distinct classes"),
         ({"targets": (DARK, DARK)}, "distinct classes"),
-        ({"forget": pairs(2, 0, (NOISY,))}, f"{CLASSES[DARK]} has no pair in the forget set"),
-        ({"search": pairs(2, 0, (NOISY,))}, f"{CLASSES[DARK]} has no pair in the search set"),
-        ({"search": pairs(2, 0, (DARK,))}, "no pair of what is to be kept"),
-        ({"retain": pairs(2, 0)}, "retain set what is to go"),
+        ({"forget": pairs(2, 0, (NOISY,))}, f"{CLASSES[DARK]} has no item in the forget set"),
+        ({"search": pairs(2, 0, (NOISY,))}, f"{CLASSES[DARK]} has no item in the search set"),
+        ({"search": pairs(2, 0, (DARK,))}, "no item of a class to keep"),
+        ({"retain": pairs(2, 0)}, "the retain set has an item of a target"),
+        ({"forget": pairs(2, 0)}, "the forget set has an item of a class that is not a target"),
+        ({"retain": replace(pairs(1, 0), labels=np.array([1, 99]))}, "retain labels must lie in 0..1"),
+        ({"search": replace(pairs(1, 0), labels=np.array([0, -3]))}, "search labels must lie in 0..1"),
     ],
 )
 def test_sets_that_contradict_each_other_are_refused(change: dict[str, object], problem: str) -> None:

@@ -37,6 +37,7 @@ from unlearning.drawing import draw
 from unlearning.families import Forgetting, Progress, deciding_margin, diffusion_clip
 from unlearning.families.clip import Images
 from unlearning.families.diffusion import DiffusionModel, tower_of
+from unlearning.labels import check_labels
 from unlearning.moment_sums import Moments
 from unlearning.moments_collector import Collector
 from unlearning.retain_statistics import Wanted
@@ -135,7 +136,7 @@ class DiffusionRequest:
         seed: of `draws`; what is searched has its own seeds.
 
     Raises:
-        InputError: a target has no drawing or no prompt, or there is nothing to keep.
+        InputError: labels contradict each other (`unlearning.labels`), or sizes do.
     """
 
     class_ids: tuple[str, ...]
@@ -152,24 +153,19 @@ class DiffusionRequest:
     objective: Objective = "unet"
 
     def __post_init__(self) -> None:
-        n, targets = len(self.class_ids), set(self.targets)
-        if not targets or len(targets) != len(self.targets) or min(targets) < 0 or max(targets) >= n:
-            raise InputError(f"targets must be distinct classes in 0..{n - 1}, got {self.targets}")
-        for what, labels in (("forget", self.forget.labels), ("search", self.search.labels)):
-            for target in self.targets:
-                if target not in labels:
-                    raise InputError(f"concept {self.class_ids[target]} has no item in the {what} set")
-        if set(self.forget.labels.tolist()) - targets or targets & set(self.retain.labels.tolist()):
-            raise InputError("the forget set holds what is to be kept, or the retain set what is to go")
-        if not set(self.search.labels.tolist()) - targets:
-            raise InputError("the search set has no prompt for what is to be kept")
+        check_labels(
+            self.class_ids,
+            self.targets,
+            forget=self.forget.labels,
+            search=self.search.labels,
+            retain=self.retain.labels,
+        )
         if self.neutral is not None and len(self.neutral) != len(self.forget.captions):
             raise InputError(
                 f"{len(self.neutral)} neutral captions, {len(self.forget.captions)} forget captions"
             )
-
-        if self.contexts and len(self.class_names) != n:
-            raise InputError(f"contexts take {n} class names, got {len(self.class_names)}")
+        if self.contexts and len(self.class_names) != len(self.class_ids):
+            raise InputError(f"contexts take {len(self.class_ids)} class names, got {len(self.class_names)}")
 
     @property
     def seed(self) -> int:

@@ -32,6 +32,7 @@ from unlearning.families import Forgetting, Progress, deciding_margin, earliest
 from unlearning.families.restoration import RestorationModel
 from unlearning.families.restoration_stages import Activations
 from unlearning.inplace import requiring_grad
+from unlearning.labels import check_labels
 from unlearning.moment_sums import Moments
 from unlearning.moments_collector import Collector
 from unlearning.resumable_pass import Entering, ResumablePass
@@ -94,7 +95,7 @@ class RestorationRequest:
         visible: decibels by which a search image must come out nearer to the clean one to count as known.
 
     Raises:
-        InputError: a target has no pair, or there is nothing to keep.
+        InputError: labels contradict each other (`unlearning.labels`).
     """
 
     class_ids: tuple[str, ...]
@@ -106,17 +107,13 @@ class RestorationRequest:
     visible: float = 0.0
 
     def __post_init__(self) -> None:
-        n, targets = len(self.class_ids), set(self.targets)
-        if not targets or len(targets) != len(self.targets) or min(targets) < 0 or max(targets) >= n:
-            raise InputError(f"targets must be distinct classes in 0..{n - 1}, got {self.targets}")
-        for what, pairs in (("forget", self.forget), ("search", self.search)):
-            for target in self.targets:
-                if target not in pairs.labels:
-                    raise InputError(f"concept {self.class_ids[target]} has no pair in the {what} set")
-        if set(self.forget.labels.tolist()) - targets or targets & set(self.retain.labels.tolist()):
-            raise InputError("the forget set holds what is to be kept, or the retain set what is to go")
-        if not set(self.search.labels.tolist()) - targets:
-            raise InputError("the search set has no pair of what is to be kept")
+        check_labels(
+            self.class_ids,
+            self.targets,
+            forget=self.forget.labels,
+            search=self.search.labels,
+            retain=self.retain.labels,
+        )
 
     def forget_gradient(
         self, model: RestorationModel, targets: Sequence[int], layers: Sequence[str], micro_batch: int
