@@ -21,7 +21,8 @@ from unlearning.search_split import SearchSplit
 __all__ = ["JOINT", "Outcome", "Profile", "Progress", "UnlearnInputs", "check_method"]
 
 
-@dataclass(frozen=True, eq=False)
+# As all that holds names, captions or images: a generated repr would put them into logs and tracebacks.
+@dataclass(frozen=True, eq=False, repr=False)
 class UnlearnInputs:
     """The sets of one request to a CLIP model, in memory; one zero-shot task over C classes.
 

@@ -4,8 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from contracts.errors import InputError
+from unlearning.families.diffusion_request import DiffusionRequest, Drawings, Prompts
+from unlearning.families.restoration_request import Pairs, RestorationRequest
+from unlearning.families.vlm_request import VlmRequest
+from unlearning.retain_statistics import KnownRetain, RetainStatistics, Wanted
 
 
 @pytest.mark.parametrize(
@@ -54,3 +59,38 @@ def test_contradicting_inputs_are_refused(task, change: dict[str, Any], message:
     with pytest.raises(InputError, match=message) as caught:
         task.inputs(3, **change)
     assert "Ada" not in str(caught.value)
+
+
+def test_nothing_personal_is_in_what_a_log_or_a_traceback_shows(task) -> None:
+    labels, pixels = np.array([0, 1]), np.zeros((2, 4, 4, 3), np.uint8)
+    texts = ("Ada Lovelace in oils", "a ship in oils")
+    inputs = task.inputs(3, class_names=("Ada Lovelace", *(f"n{i}" for i in range(7))))
+    drawings, pairs = Drawings(pixels, texts, labels), Pairs(pixels, pixels, labels)
+    one = {"class_ids": ("c-0", "c-1"), "targets": (0,)}
+    first, last = np.array([True, False]), np.array([False, True])
+    drawn = {
+        "forget": Drawings(pixels[first], texts[:1], labels[first]),
+        "retain": Drawings(pixels[last], texts[1:], labels[last]),
+        "search": Prompts(texts, (1, 2), labels, labels),
+    }
+    values = [
+        inputs,
+        VlmRequest(inputs),
+        drawings,
+        drawn["search"],
+        DiffusionRequest(
+            **one,
+            **drawn,
+            neutral=None,
+            judging=lambda pictures: None,
+            contexts=("{} in oils",),
+            class_names=("Ada", "x"),
+        ),
+        pairs,
+        RestorationRequest(**one, forget=pairs.of([0]), retain=pairs.of([1]), search=pairs),
+        KnownRetain(RetainStatistics(Wanted(("text",), 2, 64, 0), 2, {}, {}), torch.arange(2), pixels, texts),
+    ]
+    for value in values:
+        shown = f"{value} {value!r}"
+        assert type(value).__name__ in shown
+        assert not [word for word in ("Ada", "oils", "array", "tensor") if word in shown]

@@ -63,7 +63,7 @@ Judging = Callable[[NDArray[np.uint8]], Judged]
 """Of pictures (P, S, S, 3)."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Drawings:
     """Captioned drawings and the class of each.
 
@@ -88,7 +88,7 @@ class Drawings:
             )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prompts:
     """Pictures to draw: P prompts, the seeds of their noise, and the class that each prompt names.
 
@@ -115,7 +115,7 @@ class Prompts:
             )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DiffusionRequest:
     """The sets of one request to a text-to-image model, in memory.
 

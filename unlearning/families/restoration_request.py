@@ -43,7 +43,7 @@ Pixels = NDArray[np.uint8]
 LOOKS = 4
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Pairs:
     """Degraded images, what they must be restored to, and the degradation of each.
 
@@ -81,7 +81,7 @@ class Pairs:
         return Pairs(self.degraded[rows], self.clean[rows], self.labels[rows])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RestorationRequest:
     """The sets of one request to a restorer, in memory.
 

@@ -45,7 +45,7 @@ SURE = 1e-6
 LOOKS = 8
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class VlmRequest:
     """The sets of one request to a vision-language model, in memory.
 
