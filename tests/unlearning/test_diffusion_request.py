@@ -15,13 +15,14 @@ from tests.unlearning.diffusion_trained import (
     METHOD,
     TEMPLATES,
     judge,
+    neutral_captions,
     prompts,
     request,
     trained,
 )
-from unlearning import methods
+from unlearning import denoising, methods
 from unlearning.drawing import draw
-from unlearning.families.diffusion import DiffusionModel
+from unlearning.families.diffusion import Conditioning, DiffusionModel
 from unlearning.families.diffusion_request import Drawings, Prompts, margins
 from unlearning.inplace import edited
 
@@ -53,7 +54,7 @@ def test_a_step_forgets_a_block_in_unheard_prompts_and_changes_one_tensor(name: 
     model = trained()
     before = {layer: weight.detach().clone() for layer, weight in model.net.state_dict().items()}
     known = shows(model, range(100, 103))
-    outcome = methods.unlearn(model, request(), replace(METHOD, name=name, towers=(tower,)))
+    outcome = methods.unlearn(model, request(model=model), replace(METHOD, name=name, towers=(tower,)))
 
     after = model.net.state_dict()
     assert [edit.layer for edit in outcome.edits] == [
@@ -65,6 +66,23 @@ def test_a_step_forgets_a_block_in_unheard_prompts_and_changes_one_tensor(name: 
     shown = shows(model, range(100, 103))
     assert shown["ruby"] < 0.7 * known["ruby"]
     assert shown["others"] > shown["ruby"]
+
+
+def test_the_goal_of_forgetting_stays_that_of_the_model_before_any_edit(model: DiffusionModel) -> None:
+    # Else a method that trains would chase a goal that its own steps move.
+    asked, layer = request(model=model), "clip.transformer.resblocks.0.mlp.c_fc.weight"
+    shown, before = asked.forget, denoising.neutral(model, neutral_captions())
+
+    def gradient(goal: Conditioning) -> torch.Tensor:
+        told = {"draws": asked.draws, "micro_batch": 4}
+        return denoising.forget_gradient(model, shown.images, shown.captions, goal, [layer], **told)[layer]
+
+    change = 0.3 * torch.randn(model.parameters[layer].shape, generator=torch.Generator().manual_seed(0))
+    with edited(model.parameters, {layer: change}):
+        found = asked.forget_gradient(model, [RUBY], [layer], 4)[layer]
+        assert torch.equal(found, gradient(before))
+        moved = gradient(denoising.neutral(model, neutral_captions()))
+    assert float((found - moved).norm()) > 0.05 * float(found.norm())
 
 
 def test_a_view_sees_what_drawing_anew_shows(model: DiffusionModel) -> None:
@@ -174,7 +192,7 @@ _NO_RUBY = prompts(TEMPLATES[1], range(1), tuple(BLOCKS)[1:])
         ({"retain": _labelled(request().retain, 99)}, "retain labels must lie in 0..4, got 99..99"),
         ({"retain": _labelled(request().retain, -3)}, "retain labels must lie in 0..4, got -3..-3"),
         ({"search": _labelled(request().search, 99)}, "search labels must lie in 0..4"),
-        ({"neutral": ("",)}, "1 neutral captions, 2 forget captions"),
+        ({"goal": Conditioning(torch.zeros(1, 2, 3))}, "1 goals, 2 forget captions"),
     ],
 )
 def test_sets_that_contradict_each_other_are_refused(change: dict[str, Any], problem: str) -> None:

@@ -81,7 +81,7 @@ def test_nothing_personal_is_in_what_a_log_or_a_traceback_shows(task) -> None:
         DiffusionRequest(
             **one,
             **drawn,
-            neutral=None,
+            goal=None,
             judging=lambda pictures: None,
             contexts=("{} in oils",),
             class_names=("Ada", "x"),

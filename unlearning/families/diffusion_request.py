@@ -36,7 +36,7 @@ from unlearning.denoising import Draws
 from unlearning.drawing import draw
 from unlearning.families import Forgetting, Progress, deciding_margin, diffusion_clip
 from unlearning.families.clip import Images
-from unlearning.families.diffusion import DiffusionModel, tower_of
+from unlearning.families.diffusion import Conditioning, DiffusionModel, tower_of
 from unlearning.labels import check_labels
 from unlearning.moment_sums import Moments
 from unlearning.moments_collector import Collector
@@ -123,8 +123,8 @@ class DiffusionRequest:
         class_ids: C opaque ids of what the judge tells apart on the axis of the request.
         targets: what to forget, as indices into `class_ids`.
         forget: drawings of the targets, captions naming them.
-        neutral: as many captions that name something else; None for ascent on the denoising loss.  Of no
-            meaning to the objective "clip".
+        goal: `denoising.neutral` of as many captions that name something else, by the model before any edit;
+            None for ascent on the denoising loss.  Of no meaning to the objective "clip".
         retain: drawings of what is kept.
         search: prompts for both.
         judging: what the judge says of pictures.
@@ -142,7 +142,7 @@ class DiffusionRequest:
     class_ids: tuple[str, ...]
     targets: tuple[int, ...]
     forget: Drawings
-    neutral: tuple[str, ...] | None
+    goal: Conditioning | None
     retain: Drawings
     search: Prompts
     judging: Judging
@@ -160,10 +160,8 @@ class DiffusionRequest:
             search=self.search.labels,
             retain=self.retain.labels,
         )
-        if self.neutral is not None and len(self.neutral) != len(self.forget.captions):
-            raise InputError(
-                f"{len(self.neutral)} neutral captions, {len(self.forget.captions)} forget captions"
-            )
+        if self.goal is not None and len(self.goal.states) != len(self.forget.captions):
+            raise InputError(f"{len(self.goal.states)} goals, {len(self.forget.captions)} forget captions")
         if self.contexts and len(self.class_names) != len(self.class_ids):
             raise InputError(f"contexts take {len(self.class_ids)} class names, got {len(self.class_names)}")
 
@@ -186,9 +184,7 @@ class DiffusionRequest:
         captions = [self.forget.captions[row] for row in rows]
         if self.objective == "clip":
             return diffusion_clip.forget_gradient(model, images, captions, layers, micro_batch)
-        goal = None
-        if self.neutral is not None:
-            goal = denoising.neutral(model, [self.neutral[row] for row in rows])
+        goal = None if self.goal is None else self.goal[rows]
         return denoising.forget_gradient(
             model, images, captions, goal, layers, draws=self.draws, micro_batch=micro_batch
         )
