@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from contracts.errors import InputError
 
@@ -48,6 +50,11 @@ def check_labels(
         raise InputError("the retain set has an item of a target")
     if not labels["search"] - gone:
         raise InputError("the search set has no item of a class to keep")
+
+
+def rows_of(labels: Tensor, classes: Sequence[int]) -> Tensor:
+    """Where labels (N,) are of one of the classes, ascending."""
+    return torch.nonzero(torch.isin(labels, torch.tensor(classes))).flatten()
 
 
 def _within(classes: set[int], n: int) -> bool:

@@ -34,10 +34,10 @@ from unlearning import denoising
 from unlearning.accumulation import Gradients
 from unlearning.denoising import Draws
 from unlearning.drawing import draw
-from unlearning.families import Forgetting, Progress, deciding_margin, diffusion_clip
+from unlearning.families import Forgetting, Progress, diffusion_clip, mean_if
 from unlearning.families.clip import Images
 from unlearning.families.diffusion import Conditioning, DiffusionModel, tower_of
-from unlearning.labels import check_labels
+from unlearning.labels import check_labels, rows_of
 from unlearning.moment_sums import Moments
 from unlearning.moments_collector import Collector
 from unlearning.retain_statistics import Wanted
@@ -310,10 +310,6 @@ class DiffusionSplit:
         of_own, of_other = margins(judged.own, self.labels[rows]), margins(judged.other, self._others[rows])
         return (of_own > 0) & (of_other > 0)
 
-    def rows_of(self, classes: Sequence[int]) -> Tensor:
-        """The prompts of some classes, ascending."""
-        return torch.nonzero(torch.isin(self.labels, torch.tensor(classes))).flatten()
-
 
 class DiffusionView:
     """The search split under the weights of the moment, or as it was where everything is known."""
@@ -323,13 +319,14 @@ class DiffusionView:
 
     def forgetting(self, targets: Sequence[int], exact: bool = True) -> Forgetting | None:
         """Which of the targets' pictures still show them; always exact."""
-        rows = self._split.rows_of(targets)
+        rows = rows_of(self._split.labels, targets)
         judged = self._judged(rows)
         return None if judged is None else self._forgetting(judged.own, rows, targets)
 
     def both(self, targets: Sequence[int]) -> tuple[Forgetting, float] | None:
         """`forgetting`, and the share of the pictures to keep that show what they should."""
-        judged, rows = self._judged(torch.arange(len(self._split.labels))), self._split.rows_of(targets)
+        rows = rows_of(self._split.labels, targets)
+        judged = self._judged(torch.arange(len(self._split.labels)))
         if judged is None:
             return None
         kept = self._split.kept_rows
@@ -338,22 +335,14 @@ class DiffusionView:
 
     def retained_rate_if(self, enough: Callable[[float], bool]) -> float | None:
         """Share of the pictures to keep that show what they should; None once it is not `enough`."""
-        if not enough(1.0):
-            return None
         kept = self._split.kept_rows
-        hits, left = 0, len(kept)
-        for start in range(LOOKS):
-            rows = kept[start::LOOKS]
-            if not len(rows):
-                continue
-            judged = self._judged(rows)
-            if judged is None:
-                return 0.0
-            hits += int(self._split.hits(judged, rows).sum())
-            left -= len(rows)
-            if left and not enough((hits + left) / len(kept)):
-                return None
-        return hits / len(kept)
+        parts = [kept[start::LOOKS] for start in range(min(LOOKS, len(kept)))]
+        return mean_if(map(self._hits, parts), len(kept), enough)
+
+    def _hits(self, rows: Tensor) -> Tensor | None:
+        """Which pictures of the prompts `rows` show what they should; None if one is not finite."""
+        judged = self._judged(rows)
+        return None if judged is None else self._split.hits(judged, rows)
 
     def _judged(self, rows: Tensor) -> Judged | None:
         if self._known:
@@ -366,14 +355,7 @@ class DiffusionView:
     def _forgetting(self, logits: Tensor, rows: Tensor, targets: Sequence[int]) -> Forgetting:
         method, labels = self._split.method, self._split.labels[rows]
         found = margins(logits, labels, method.forget_at)
-        own = {target: found[labels == target] for target in targets}
-        return Forgetting(
-            # A tie counts as known: the reading that is worse for us.
-            rates={target: float((m >= 0).double().mean()) for target, m in own.items()},
-            rate=float((found >= 0).double().mean()),
-            score=float(margins(logits, labels).double().mean()),
-            margin=max(deciding_margin(m, method.forget_target) for m in own.values()),
-        )
+        return Forgetting.of(found, margins(logits, labels), labels, targets, method.forget_target)
 
 
 def margins(logits: Tensor, labels: Tensor, at: int = 1) -> Tensor:

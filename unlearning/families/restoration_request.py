@@ -28,11 +28,11 @@ from contracts.values import Method, Tower
 from unlearning import distributed
 from unlearning.accumulation import Gradients, GradientSum
 from unlearning.encoders import FULL_PRECISION
-from unlearning.families import Forgetting, Progress, deciding_margin, earliest
+from unlearning.families import Forgetting, Progress, earliest, mean_if
 from unlearning.families.restoration import RestorationModel
 from unlearning.families.restoration_stages import Activations
 from unlearning.inplace import requiring_grad
-from unlearning.labels import check_labels
+from unlearning.labels import check_labels, rows_of
 from unlearning.moment_sums import Moments
 from unlearning.moments_collector import Collector
 from unlearning.resumable_pass import Entering, ResumablePass
@@ -248,10 +248,6 @@ class RestorationSplit:
         passed = None if before is None else before.entering
         return RestorationView(self, self._pass.upto(stages["net"], passed))
 
-    def rows_of(self, classes: Sequence[int]) -> Tensor:
-        """The images of some degradations, ascending."""
-        return torch.nonzero(torch.isin(self.labels, torch.tensor(classes))).flatten()
-
 
 class RestorationView:
     """The search split before some stage, or as it was where nothing enters one."""
@@ -272,12 +268,13 @@ class RestorationView:
 
     def forgetting(self, targets: Sequence[int], exact: bool = True) -> Forgetting | None:
         """How much nearer the targets' images still come to the clean ones; always exact."""
-        rows = self._split.rows_of(targets)
+        rows = rows_of(self._split.labels, targets)
         return self._forgetting(self.errors(rows), rows, targets)
 
     def both(self, targets: Sequence[int]) -> tuple[Forgetting, float] | None:
         """`forgetting` and what is retained, in one pass over everything."""
-        errors, rows = self.errors(torch.arange(len(self._split.labels))), self._split.rows_of(targets)
+        rows = rows_of(self._split.labels, targets)
+        errors = self.errors(torch.arange(len(self._split.labels)))
         seen = self._forgetting(errors[rows], rows, targets)
         kept = self._split.kept_rows
         if seen is None or not bool(torch.isfinite(errors).all()):
@@ -290,21 +287,14 @@ class RestorationView:
         1 is nothing lost, 0.79 one dB.  An image that got better counts as one that stayed.  The images are
         looked at in an order that mixes degradations, so that a part of them speaks for all.
         """
-        if not enough(1.0):
-            return None
         kept = self._split.kept_rows
-        total, left = 0.0, len(kept)
-        for start in range(LOOKS):
-            rows = kept[start::LOOKS]
-            if not len(rows):
-                continue
-            errors = self.errors(rows)
-            if not bool(torch.isfinite(errors).all()):
-                return 0.0
-            total, left = total + float(self._fidelity(errors, rows).sum()), left - len(rows)
-            if left and not enough((total + left) / len(kept)):
-                return None
-        return total / len(kept)
+        parts = [kept[start::LOOKS] for start in range(min(LOOKS, len(kept)))]
+        return mean_if(map(self._fidelity_of, parts), len(kept), enough)
+
+    def _fidelity_of(self, rows: Tensor) -> Tensor | None:
+        """`_fidelity` of the images `rows` (n,); None if an error is not finite."""
+        errors = self.errors(rows)
+        return self._fidelity(errors, rows) if bool(torch.isfinite(errors).all()) else None
 
     def _fidelity(self, errors: Tensor, rows: Tensor) -> Tensor:
         before = self._split.errors[rows]
@@ -314,14 +304,12 @@ class RestorationView:
         if not bool(torch.isfinite(errors).all()):
             return None
         gains = psnr(errors) - psnr(self._split.input_errors[rows])
-        surplus = gains - self._split.visible
-        labels = self._split.labels[rows]
-        own = {target: surplus[(labels == target).to(surplus.device)] for target in targets}
-        return Forgetting(
-            rates={t: float((g >= 0).double().mean()) for t, g in own.items()},
-            rate=float((surplus >= 0).double().mean()),
-            score=float(gains.double().mean()),
-            margin=max(deciding_margin(g, self._split.method.forget_target) for g in own.values()),
+        return Forgetting.of(
+            gains - self._split.visible,
+            gains,
+            self._split.labels[rows],
+            targets,
+            self._split.method.forget_target,
         )
 
 
