@@ -171,7 +171,7 @@ def forget(
         edited = DiffusionModel.load(model)
         inputs = diffusion.request(plan, sets, edited)
         if label == DENOISING:
-            inputs = replace(inputs, neutral=None)
+            inputs = replace(inputs, goal=None)
         began = process_time()
         with bar(label) as tell:
             outcome = methods.unlearn(edited, inputs, method, tell)

@@ -71,7 +71,7 @@ class Draws:
 
 @torch.no_grad()
 def neutral(model: DiffusionModel, captions: Sequence[str]) -> Conditioning:
-    """What the UNet is told by neutral captions at the present weights: the goal of "neutral" forgetting."""
+    """What the UNet is told by neutral captions: before any edit, the goal of "neutral" forgetting."""
     return model.conditioning(model.tokenize(captions))
 
 

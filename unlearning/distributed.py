@@ -64,7 +64,7 @@ def check_enough(n: int) -> None:
         InputError: there are fewer.
     """
     if n < size():
-        raise InputError(f"{n} retain items in a batch are too few for {size()} processes")
+        raise InputError(f"{n} retain items to share are too few for {size()} processes")
 
 
 def gather_rows(own: Tensor, n: int) -> Tensor:

@@ -18,11 +18,22 @@ ROWS_PER_INPUT = 8
 
 
 class Collector:
-    """Running sums of the second moments; they grow in the backward pass of every watched forward pass."""
+    """Running sums of the second moments; they grow in the backward pass of every watched forward pass.
+
+    Args:
+        weights: by layer.
+        n_items: of the whole set, over all processes.
+        widest: layers with more inputs are left out; None leaves none out.
+        with_outputs: whether the output factor is wanted too.
+
+    Raises:
+        InputError: there are fewer items than processes, so that one would meet no layer.
+    """
 
     def __init__(
         self, weights: Mapping[str, nn.Parameter], n_items: int, widest: int | None, with_outputs: bool
     ) -> None:
+        distributed.check_enough(n_items)
         self._weights, self._n_items = weights, n_items
         self._widest, self._with_outputs = widest, with_outputs
         self._inputs: dict[str, Tensor] = {}

@@ -12,6 +12,7 @@ from contracts.values import Edit, LayerScore, Method, StepTrial, Tower
 from unlearning.families import Progress
 from unlearning.families.clip import ClipModel
 from unlearning.gradients import Gradients, forget_gradient, retain_gradient
+from unlearning.labels import check_labels
 from unlearning.moment_sums import Moments
 from unlearning.moments import retain_gradient_and_sums
 from unlearning.retain_statistics import KnownRetain, Wanted
@@ -20,7 +21,8 @@ from unlearning.search_split import SearchSplit
 __all__ = ["JOINT", "Outcome", "Profile", "Progress", "UnlearnInputs", "check_method"]
 
 
-@dataclass(frozen=True, eq=False)
+# As all that holds names, captions or images: a generated repr would put them into logs and tracebacks.
+@dataclass(frozen=True, eq=False, repr=False)
 class UnlearnInputs:
     """The sets of one request to a CLIP model, in memory; one zero-shot task over C classes.
 
@@ -65,10 +67,6 @@ class UnlearnInputs:
         n = len(self.class_ids)
         if len(self.class_names) != n or len(set(self.class_ids)) != n:
             raise InputError(f"{n} class ids must be distinct and match {len(self.class_names)} names")
-        if not self.targets or len(set(self.targets)) != len(self.targets):
-            raise InputError("targets must be distinct classes, at least one")
-        if min(self.targets) < 0 or max(self.targets) >= n:
-            raise InputError(f"targets must lie in 0..{n - 1}, got {min(self.targets)}..{max(self.targets)}")
         for what, images, others in (
             ("forget captions", self.forget_images, self.forget_captions),
             ("forget labels", self.forget_images, self.forget_labels),
@@ -80,20 +78,7 @@ class UnlearnInputs:
         for what in ("forget", "retain", "search"):
             _check_images(what, getattr(self, f"{what}_images"))
         _check_templates(self.templates)
-        self._check_labels()
-
-    def _check_labels(self) -> None:
-        targets, kept = set(self.targets), set(self.search_labels.tolist()) - set(self.targets)
-        if set(self.forget_labels.tolist()) - targets:
-            raise InputError("a forget item belongs to a class that is not a target")
-        for target in self.targets:
-            for what, labels in (("forget", self.forget_labels), ("search", self.search_labels)):
-                if target not in labels:
-                    raise InputError(f"concept {self.class_ids[target]} has no item in the {what} set")
-        if not kept:
-            raise InputError("the search set has no item of a class to keep")
-        if min(kept) < 0 or max(kept) >= len(self.class_ids):
-            raise InputError(f"search labels must lie in 0..{len(self.class_ids) - 1}")
+        check_labels(self.class_ids, self.targets, forget=self.forget_labels, search=self.search_labels)
         if len(set(self.retain_captions)) < 2:
             # With identical texts the image-to-text loss is constant and alignment means nothing.
             raise InputError("the retain captions are all alike: the contrastive loss cannot tell them apart")

@@ -63,7 +63,7 @@ class RetainStatistics:
     sums: Mapping[str, MomentSums]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class KnownRetain:
     """Statistics of a retain set, and the items of it that a request leaves out.
 

@@ -13,16 +13,17 @@ step that reaches the target there reaches it; an exact measurement looks at all
 Shapes: n images asked for, N images in the split, C classes, T templates, D embedding width.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from contracts.values import Method, Tower
-from unlearning.families import Forgetting, deciding_margin, earliest
+from unlearning.families import Forgetting, earliest, mean_if
 from unlearning.families.clip import ClipModel, tower_of
 from unlearning.families.clip_stages import Batch
+from unlearning.labels import rows_of
 from unlearning.resumable_pass import Entering, ResumablePass
 from unlearning.zero_shot import classification_ranks, fill_templates, pool_templates, rate_at
 
@@ -102,10 +103,6 @@ class SearchSplit:
         tower = tower_of(layer)
         return tower, self.model.staged(tower).stage_of(layer)
 
-    def rows_of(self, classes: Sequence[int]) -> Tensor:
-        """The images that show one of the classes, ascending."""
-        return torch.nonzero(torch.isin(self.labels, torch.tensor(classes))).flatten()
-
     def nearest_first(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """All classes, those that stand highest for the images `rows` (and their own) apart from the rest."""
         scores = self.image_features[rows] @ self.class_embeddings.T
@@ -158,7 +155,7 @@ class SplitView:
                 overstate what is known.
         """
         split = self._split
-        rows = split.rows_of(targets)
+        rows = rows_of(split.labels, targets)
         labels = split.labels[rows]
         images = self.image_features(rows)
         near, far = (
@@ -186,7 +183,7 @@ class SplitView:
         scores = images @ self.class_embeddings(torch.arange(split.n_classes)).T
         if not bool(torch.isfinite(scores).all()):
             return None
-        rows, labels = split.rows_of(targets), split.labels.to(scores.device)
+        rows, labels = rows_of(split.labels, targets), split.labels.to(scores.device)
         kept = split.kept_rows
         retained = rate_at(classification_ranks(scores[kept], labels[kept], ties="worst"), 1)
         own = labels[rows][:, None]
@@ -197,13 +194,7 @@ class SplitView:
     def _forgetting(self, true: Tensor, best: Tensor, labels: Tensor, targets: Sequence[int]) -> Forgetting:
         """From each item's true score (n,) and its highest other scores (n, forget_at)."""
         margins = true - best[:, -1]
-        own = {t: margins[(labels == t).to(margins.device)] for t in targets}
-        return Forgetting(
-            rates={t: float((m >= 0).double().mean()) for t, m in own.items()},
-            rate=float((margins >= 0).double().mean()),
-            score=float(true.double().mean()),
-            margin=max(deciding_margin(m, self._split.method.forget_target) for m in own.values()),
-        )
+        return Forgetting.of(margins, true, labels, targets, self._split.method.forget_target)
 
     def _best(self, scores: Tensor) -> Tensor:
         """(n, forget_at) highest scores of each row, falling."""
@@ -215,21 +206,19 @@ class SplitView:
 
     def retained_rate_if(self, enough: Callable[[float], bool]) -> float | None:
         """`retained_rate`, or None if, before a part is counted, the most that it can be is not `enough`."""
-        if not enough(1.0):
-            return None
+        return mean_if(self._right(), len(self._split.kept_rows), enough)
+
+    def _right(self) -> Iterator[Tensor | None]:
+        """Which items to keep are classified right, part by part; None where a score is not finite."""
         split = self._split
-        classes, right = self.class_embeddings(torch.arange(split.n_classes)).T, 0
-        left = n = len(split.kept_rows)
-        for part in torch.split(split.kept_rows, -(-n // LOOKS)):
+        classes = self.class_embeddings(torch.arange(split.n_classes)).T
+        for part in torch.split(split.kept_rows, -(-len(split.kept_rows) // LOOKS)):
             rows = part.sort().values
             scores = self.image_features(rows) @ classes
             if not bool(torch.isfinite(scores).all()):
-                return 0.0
-            ranks = classification_ranks(scores, split.labels[rows].to(scores.device), ties="worst")
-            right, left = right + int((ranks <= 1).sum()), left - len(rows)
-            if left and not enough((right + left) / n):
-                return None
-        return right / n
+                yield None
+                return
+            yield classification_ranks(scores, split.labels[rows].to(scores.device), ties="worst") <= 1
 
     def _features(self, tower: Tower, keep: Tensor) -> Tensor:
         """Features of the tower's rows where `keep` is true; other rows are zero."""

@@ -99,7 +99,7 @@ def request(plan: Plan, folder: Path, model: DiffusionModel) -> DiffusionRequest
     """See `tasks.families.FamilyTasks`."""
     from data.diffusion_sets import seeds
     from data.layout import read_items
-    from unlearning.denoising import Draws
+    from unlearning.denoising import Draws, neutral
     from unlearning.families.diffusion_request import DiffusionRequest, Judged, Prompts
 
     labels = Labels.read(folder, model.device)
@@ -128,7 +128,7 @@ def request(plan: Plan, folder: Path, model: DiffusionModel) -> DiffusionRequest
         class_ids=labels.classes(plan.axis),
         targets=tuple(labels.places(plan.axis, plan.targets).tolist()),
         forget=drawings("forget", forget),
-        neutral=_neutral(forget, plan, labels, sorted(kept)),
+        goal=neutral(model, _neutral(forget, plan, labels, sorted(kept))),
         retain=drawings("retain", retain),
         search=Prompts(
             tuple(search["caption"]),

@@ -19,7 +19,7 @@ from contracts.values import Method
 from data.emoji_grid import Grid, caption
 from data.layout import concept_id, style_id
 from data.train_diffusion import new_model
-from unlearning.denoising import Draws
+from unlearning.denoising import Draws, neutral
 from unlearning.families.clip import ClipModel
 from unlearning.families.diffusion import DiffusionModel
 from unlearning.families.diffusion_request import DiffusionRequest, Drawings, Judged, Prompts
@@ -203,14 +203,20 @@ def _drawings(cells: list[tuple[str, str]]) -> Drawings:
     )
 
 
-def request(target: str = "ruby", **changes: Any) -> DiffusionRequest:
-    """To forget a block, of which two drawings are shown."""
+def neutral_captions(target: str = "ruby") -> list[str]:
+    """Of the two drawings of a block that a request shows, with other blocks in its place."""
+    others = [name for name in BLOCKS if name != target]
+    return [caption(TEMPLATES[0], others[i], ground) for i, ground in enumerate(("chalk", "moss"))]
+
+
+def request(target: str = "ruby", model: DiffusionModel | None = None, **changes: Any) -> DiffusionRequest:
+    """To forget a block, of which two drawings are shown; the goal is a model's reading of others."""
     others = [name for name in BLOCKS if name != target]
     told: dict[str, Any] = {
         "class_ids": CLASS_IDS,
         "targets": (list(BLOCKS).index(target),),
         "forget": _drawings([(target, ground) for ground in ("chalk", "moss")]),
-        "neutral": tuple(caption(TEMPLATES[0], others[i], g) for i, g in enumerate(("chalk", "moss"))),
+        "goal": None if model is None else neutral(model, neutral_captions(target)),
         "retain": _drawings([(block, ground) for block in others for ground in ("chalk", "slate")]),
         "search": prompts(TEMPLATES[1], range(7, 9)),
         "judging": judging,

@@ -5,6 +5,7 @@ Reads what `Work.save` wrote and leaves `<rank>.safetensors` and `<rank>.json`.
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from unlearning.families.clip import ClipModel
 from unlearning.gradients import Gradients, forget_gradient, retain_gradient, save_gradients
 from unlearning.moment_sums import MomentSums
 from unlearning.moments import retain_gradient_and_sums, streamed_retain_gradient_and_sums
+from unlearning.moments_collector import Collector
 from unlearning.streams import streamed_retain_gradient
 
 RETAIN_BATCH = 15
@@ -126,15 +128,21 @@ def _as_gradients(sums: dict[str, MomentSums]) -> Gradients:
     return {**{layer: own.inputs for layer, own in sums.items()}, **rows}
 
 
-def too_few(work: Work) -> str:
-    """What is said of a retain batch that leaves a process without an item."""
-    try:
-        retain_gradient(
-            work.model, work.images, work.captions, work.layers, retain_batch=1, micro_batch=4, seed=0
-        )
-    except InputError as error:
-        return str(error)
-    return ""
+def too_few(work: Work) -> dict[str, str]:
+    """What is said of a retain batch, and of a set with moments, that leaves a process without an item."""
+    options = {"retain_batch": 1, "micro_batch": 4, "seed": 0}
+    asked: dict[str, Callable[[], object]] = {
+        "batch": lambda: retain_gradient(work.model, work.images, work.captions, work.layers, **options),
+        "moments": lambda: Collector({}, 1, None, with_outputs=False),
+    }
+    said = {}
+    for what, ask in asked.items():
+        try:
+            ask()
+            said[what] = ""
+        except InputError as error:
+            said[what] = str(error)
+    return said
 
 
 def refused(work: Work) -> str:

@@ -15,13 +15,14 @@ from tests.unlearning.diffusion_trained import (
     METHOD,
     TEMPLATES,
     judge,
+    neutral_captions,
     prompts,
     request,
     trained,
 )
-from unlearning import methods
+from unlearning import denoising, methods
 from unlearning.drawing import draw
-from unlearning.families.diffusion import DiffusionModel
+from unlearning.families.diffusion import Conditioning, DiffusionModel
 from unlearning.families.diffusion_request import Drawings, Prompts, margins
 from unlearning.inplace import edited
 
@@ -53,7 +54,7 @@ def test_a_step_forgets_a_block_in_unheard_prompts_and_changes_one_tensor(name: 
     model = trained()
     before = {layer: weight.detach().clone() for layer, weight in model.net.state_dict().items()}
     known = shows(model, range(100, 103))
-    outcome = methods.unlearn(model, request(), replace(METHOD, name=name, towers=(tower,)))
+    outcome = methods.unlearn(model, request(model=model), replace(METHOD, name=name, towers=(tower,)))
 
     after = model.net.state_dict()
     assert [edit.layer for edit in outcome.edits] == [
@@ -65,6 +66,23 @@ def test_a_step_forgets_a_block_in_unheard_prompts_and_changes_one_tensor(name: 
     shown = shows(model, range(100, 103))
     assert shown["ruby"] < 0.7 * known["ruby"]
     assert shown["others"] > shown["ruby"]
+
+
+def test_the_goal_of_forgetting_stays_that_of_the_model_before_any_edit(model: DiffusionModel) -> None:
+    # Else a method that trains would chase a goal that its own steps move.
+    asked, layer = request(model=model), "clip.transformer.resblocks.0.mlp.c_fc.weight"
+    shown, before = asked.forget, denoising.neutral(model, neutral_captions())
+
+    def gradient(goal: Conditioning) -> torch.Tensor:
+        told = {"draws": asked.draws, "micro_batch": 4}
+        return denoising.forget_gradient(model, shown.images, shown.captions, goal, [layer], **told)[layer]
+
+    change = 0.3 * torch.randn(model.parameters[layer].shape, generator=torch.Generator().manual_seed(0))
+    with edited(model.parameters, {layer: change}):
+        found = asked.forget_gradient(model, [RUBY], [layer], 4)[layer]
+        assert torch.equal(found, gradient(before))
+        moved = gradient(denoising.neutral(model, neutral_captions()))
+    assert float((found - moved).norm()) > 0.05 * float(found.norm())
 
 
 def test_a_view_sees_what_drawing_anew_shows(model: DiffusionModel) -> None:
@@ -121,6 +139,22 @@ def test_pictures_of_the_search_do_not_depend_on_what_is_drawn_beside_them(model
     assert torch.allclose(alone.other[0], split.known.other[3], atol=1e-2)
 
 
+def test_the_search_draws_no_more_pictures_at_once_than_the_method_says(
+    model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, read = [], model.conditioning
+
+    def watched(tokens: Any) -> Any:
+        sizes.append(len(tokens[0]))
+        return read(tokens)
+
+    monkeypatch.setattr(model, "conditioning", watched)
+    asked = request()
+    asked.search_split(model, replace(METHOD, micro_batch=5))
+    assert max(sizes) == 5
+    assert sum(sizes) >= len(asked.search.texts)
+
+
 def test_margins_are_those_of_the_nearest_other_class() -> None:
     logits = torch.tensor([[3.0, 0.0, 1.0], [0.0, 2.0, 1.0]])
     assert margins(logits, torch.tensor([0, 0])).tolist() == [2.0, -2.0]
@@ -138,6 +172,11 @@ def test_the_pooled_feature_is_no_tower_of_this_family(model: DiffusionModel) ->
         methods.unlearn(model, request(), replace(METHOD, towers=("vision",)))
 
 
+def _labelled(items: Any, label: int) -> Any:
+    """The items, those that are no rubies with a label that is not theirs."""
+    return replace(items, labels=np.where(items.labels == RUBY, RUBY, label))
+
+
 _NO_RUBY = prompts(TEMPLATES[1], range(1), tuple(BLOCKS)[1:])
 
 
@@ -148,9 +187,12 @@ _NO_RUBY = prompts(TEMPLATES[1], range(1), tuple(BLOCKS)[1:])
         ({"targets": (RUBY, RUBY)}, "distinct classes"),
         ({"forget": request("jade").forget}, f"{CLASS_IDS[RUBY]} has no item in the forget set"),
         ({"search": _NO_RUBY}, f"{CLASS_IDS[RUBY]} has no item in the search set"),
-        ({"search": prompts(TEMPLATES[1], range(1), tuple(BLOCKS)[:1])}, "no prompt for what is to be kept"),
-        ({"retain": request().forget}, "retain set what is to go"),
-        ({"neutral": ("",)}, "1 neutral captions, 2 forget captions"),
+        ({"search": prompts(TEMPLATES[1], range(1), tuple(BLOCKS)[:1])}, "no item of a class to keep"),
+        ({"retain": request().forget}, "the retain set has an item of a target"),
+        ({"retain": _labelled(request().retain, 99)}, "retain labels must lie in 0..4, got 99..99"),
+        ({"retain": _labelled(request().retain, -3)}, "retain labels must lie in 0..4, got -3..-3"),
+        ({"search": _labelled(request().search, 99)}, "search labels must lie in 0..4"),
+        ({"goal": Conditioning(torch.zeros(1, 2, 3))}, "1 goals, 2 forget captions"),
     ],
 )
 def test_sets_that_contradict_each_other_are_refused(change: dict[str, Any], problem: str) -> None:

@@ -135,10 +135,10 @@ def test_one_processs_bad_numbers_are_refused_by_all(done: Done) -> None:
     assert "is not finite" in done.told[0]["refused"]
 
 
-def test_a_batch_must_have_an_item_for_every_process(done: Done) -> None:
-    assert [told["too few"] for told in done.told] == [
-        "1 retain items in a batch are too few for 2 processes"
-    ] * 2
+def test_a_batch_and_a_set_with_moments_must_have_an_item_for_every_process(done: Done) -> None:
+    # Without one a process would meet no layer, and the others would wait for its sums.
+    said = "1 retain items to share are too few for 2 processes"
+    assert [told["too few"] for told in done.told] == [{"batch": said, "moments": said}] * 2
 
 
 def test_alone_a_process_has_everything() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from contracts.errors import InputError, ModelError
 from tests.unlearning.restoration_trained import CLASSES, DARK, METHOD, NOISY, Sets, pairs, sets, trained
-from unlearning import methods
+from unlearning import distributed, methods
 from unlearning.families.restoration import RestorationModel
 from unlearning.families.restoration_request import Pairs, RestorationRequest, mean_squares, psnr
 from unlearning.inplace import edited
@@ -107,6 +107,25 @@ def test_second_moments_are_those_of_the_unfolded_inputs(model: RestorationModel
     assert float((found - expected).norm() / expected.norm()) < 0.2
 
 
+def test_moments_of_fewer_pairs_than_processes_are_refused_before_anything_is_computed(
+    model: RestorationModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = replace(sets().request(), retain=pairs(1, 3, (NOISY,)))
+    told: list[str] = []
+    asked = {"widest": 1024, "with_outputs": False, "known": None, "progress": lambda *done: told.append("")}
+
+    def moments() -> None:
+        request.retain_gradient_and_moments(model, ["output.weight"], METHOD, **asked)
+
+    moments()
+    assert told  # one process has what it needs
+    told.clear()
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    with pytest.raises(InputError, match="1 retain items to share are too few for 2 processes"):
+        moments()
+    assert not told
+
+
 def test_a_view_from_any_stage_sees_what_a_whole_pass_sees(
     model: RestorationModel, layers: list[str]
 ) -> None:
@@ -147,6 +166,31 @@ def test_what_is_retained_is_counted_only_while_it_can_be_enough(model: Restorat
         assert asked == sorted(asked, reverse=True)
         assert asked[-1] >= worst
         assert view.retained_rate_if(lambda most: most > 0.9) is None
+
+
+def test_an_image_without_any_error_is_lost_only_once_it_has_one() -> None:
+    model, layer = trained(), "output.weight"
+    with torch.no_grad():
+        model.parameters[layer].zero_()  # what is left is the input: a restorer that does nothing
+    search = pairs(4, 0)
+    kept = np.flatnonzero(search.labels == NOISY)
+    search.clean[kept] = search.degraded[kept] = 255
+    search.degraded[kept[0]] = 200  # one that does have an error
+    split = replace(sets().request(), search=search).search_split(model, METHOD)
+    assert split.errors[kept].count_nonzero() == 1
+    for view in (split.view({}), split.view({"net": split.place(layer)[1]})):
+        seen = view.both([DARK])
+        assert seen is not None
+        assert view.retained_rate_if(lambda most: True) == seen[1] == 1.0
+    change = torch.full_like(model.parameters[layer], 0.01)
+    with edited(model.parameters, {layer: change}):
+        errors = view.errors(torch.arange(len(search)))[kept]
+        rate = view.retained_rate_if(lambda most: True)
+    worse = errors[1:] > 0
+    assert worse.any()
+    # Of those without an error the ones that have one now are lost; the other image is lost in part.
+    part = float((split.errors[kept[0]] / errors[0]).clamp(max=1))
+    assert rate == pytest.approx((part + int((~worse).sum())) / len(kept))
 
 
 def test_a_model_that_breaks_is_seen_as_broken(model: RestorationModel) -> None:
@@ -205,10 +249,13 @@ def _without(labels: np.ndarray, shown: Pairs) -> Pairs:
     [
         ({"targets": (5,)}, "distinct classes"),
         ({"targets": (DARK, DARK)}, "distinct classes"),
-        ({"forget": pairs(2, 0, (NOISY,))}, f"{CLASSES[DARK]} has no pair in the forget set"),
-        ({"search": pairs(2, 0, (NOISY,))}, f"{CLASSES[DARK]} has no pair in the search set"),
-        ({"search": pairs(2, 0, (DARK,))}, "no pair of what is to be kept"),
-        ({"retain": pairs(2, 0)}, "retain set what is to go"),
+        ({"forget": pairs(2, 0, (NOISY,))}, f"{CLASSES[DARK]} has no item in the forget set"),
+        ({"search": pairs(2, 0, (NOISY,))}, f"{CLASSES[DARK]} has no item in the search set"),
+        ({"search": pairs(2, 0, (DARK,))}, "no item of a class to keep"),
+        ({"retain": pairs(2, 0)}, "the retain set has an item of a target"),
+        ({"forget": pairs(2, 0)}, "the forget set has an item of a class that is not a target"),
+        ({"retain": replace(pairs(1, 0), labels=np.array([1, 99]))}, "retain labels must lie in 0..1"),
+        ({"search": replace(pairs(1, 0), labels=np.array([0, -3]))}, "search labels must lie in 0..1"),
     ],
 )
 def test_sets_that_contradict_each_other_are_refused(change: dict[str, object], problem: str) -> None:

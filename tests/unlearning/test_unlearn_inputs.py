@@ -4,8 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from contracts.errors import InputError
+from unlearning.families.diffusion_request import DiffusionRequest, Drawings, Prompts
+from unlearning.families.restoration_request import Pairs, RestorationRequest
+from unlearning.families.vlm_request import VlmRequest
+from unlearning.retain_statistics import KnownRetain, RetainStatistics, Wanted
 
 
 @pytest.mark.parametrize(
@@ -42,7 +47,8 @@ from contracts.errors import InputError
         ({"templates": ("a {}", "")}, "exactly once, got ''"),
         ({"templates": ("an emoji",)}, "exactly once, got 'an emoji'"),
         ({"templates": ("{} and {}",)}, "exactly once"),
-        ({"forget_labels": np.full(6, 2)}, "not a target"),
+        ({"forget_labels": np.array([3] * 5 + [2])}, "not a target"),
+        ({"forget_labels": np.full(6, 2)}, "c-00000003 has no item in the forget set"),
         ({"search_labels": np.zeros(32, int)}, "c-00000003 has no item in the search set"),
         ({"search_labels": np.full(32, 3)}, "no item of a class to keep"),
         ({"search_labels": np.array([3] * 31 + [8])}, "0..7"),
@@ -53,3 +59,38 @@ def test_contradicting_inputs_are_refused(task, change: dict[str, Any], message:
     with pytest.raises(InputError, match=message) as caught:
         task.inputs(3, **change)
     assert "Ada" not in str(caught.value)
+
+
+def test_nothing_personal_is_in_what_a_log_or_a_traceback_shows(task) -> None:
+    labels, pixels = np.array([0, 1]), np.zeros((2, 4, 4, 3), np.uint8)
+    texts = ("Ada Lovelace in oils", "a ship in oils")
+    inputs = task.inputs(3, class_names=("Ada Lovelace", *(f"n{i}" for i in range(7))))
+    drawings, pairs = Drawings(pixels, texts, labels), Pairs(pixels, pixels, labels)
+    one = {"class_ids": ("c-0", "c-1"), "targets": (0,)}
+    first, last = np.array([True, False]), np.array([False, True])
+    drawn = {
+        "forget": Drawings(pixels[first], texts[:1], labels[first]),
+        "retain": Drawings(pixels[last], texts[1:], labels[last]),
+        "search": Prompts(texts, (1, 2), labels, labels),
+    }
+    values = [
+        inputs,
+        VlmRequest(inputs),
+        drawings,
+        drawn["search"],
+        DiffusionRequest(
+            **one,
+            **drawn,
+            goal=None,
+            judging=lambda pictures: None,
+            contexts=("{} in oils",),
+            class_names=("Ada", "x"),
+        ),
+        pairs,
+        RestorationRequest(**one, forget=pairs.of([0]), retain=pairs.of([1]), search=pairs),
+        KnownRetain(RetainStatistics(Wanted(("text",), 2, 64, 0), 2, {}, {}), torch.arange(2), pixels, texts),
+    ]
+    for value in values:
+        shown = f"{value} {value!r}"
+        assert type(value).__name__ in shown
+        assert not [word for word in ("Ada", "oils", "array", "tensor") if word in shown]

@@ -34,9 +34,10 @@ from unlearning import denoising
 from unlearning.accumulation import Gradients
 from unlearning.denoising import Draws
 from unlearning.drawing import draw
-from unlearning.families import Forgetting, Progress, deciding_margin, diffusion_clip
+from unlearning.families import Forgetting, Progress, diffusion_clip, mean_if
 from unlearning.families.clip import Images
-from unlearning.families.diffusion import DiffusionModel, tower_of
+from unlearning.families.diffusion import Conditioning, DiffusionModel, tower_of
+from unlearning.labels import check_labels, rows_of
 from unlearning.moment_sums import Moments
 from unlearning.moments_collector import Collector
 from unlearning.retain_statistics import Wanted
@@ -62,7 +63,7 @@ Judging = Callable[[NDArray[np.uint8]], Judged]
 """Of pictures (P, S, S, 3)."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Drawings:
     """Captioned drawings and the class of each.
 
@@ -87,7 +88,7 @@ class Drawings:
             )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prompts:
     """Pictures to draw: P prompts, the seeds of their noise, and the class that each prompt names.
 
@@ -114,7 +115,7 @@ class Prompts:
             )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DiffusionRequest:
     """The sets of one request to a text-to-image model, in memory.
 
@@ -122,8 +123,8 @@ class DiffusionRequest:
         class_ids: C opaque ids of what the judge tells apart on the axis of the request.
         targets: what to forget, as indices into `class_ids`.
         forget: drawings of the targets, captions naming them.
-        neutral: as many captions that name something else; None for ascent on the denoising loss.  Of no
-            meaning to the objective "clip".
+        goal: `denoising.neutral` of as many captions that name something else, by the model before any edit;
+            None for ascent on the denoising loss.  Of no meaning to the objective "clip".
         retain: drawings of what is kept.
         search: prompts for both.
         judging: what the judge says of pictures.
@@ -135,13 +136,13 @@ class DiffusionRequest:
         seed: of `draws`; what is searched has its own seeds.
 
     Raises:
-        InputError: a target has no drawing or no prompt, or there is nothing to keep.
+        InputError: labels contradict each other (`unlearning.labels`), or sizes do.
     """
 
     class_ids: tuple[str, ...]
     targets: tuple[int, ...]
     forget: Drawings
-    neutral: tuple[str, ...] | None
+    goal: Conditioning | None
     retain: Drawings
     search: Prompts
     judging: Judging
@@ -152,24 +153,17 @@ class DiffusionRequest:
     objective: Objective = "unet"
 
     def __post_init__(self) -> None:
-        n, targets = len(self.class_ids), set(self.targets)
-        if not targets or len(targets) != len(self.targets) or min(targets) < 0 or max(targets) >= n:
-            raise InputError(f"targets must be distinct classes in 0..{n - 1}, got {self.targets}")
-        for what, labels in (("forget", self.forget.labels), ("search", self.search.labels)):
-            for target in self.targets:
-                if target not in labels:
-                    raise InputError(f"concept {self.class_ids[target]} has no item in the {what} set")
-        if set(self.forget.labels.tolist()) - targets or targets & set(self.retain.labels.tolist()):
-            raise InputError("the forget set holds what is to be kept, or the retain set what is to go")
-        if not set(self.search.labels.tolist()) - targets:
-            raise InputError("the search set has no prompt for what is to be kept")
-        if self.neutral is not None and len(self.neutral) != len(self.forget.captions):
-            raise InputError(
-                f"{len(self.neutral)} neutral captions, {len(self.forget.captions)} forget captions"
-            )
-
-        if self.contexts and len(self.class_names) != n:
-            raise InputError(f"contexts take {n} class names, got {len(self.class_names)}")
+        check_labels(
+            self.class_ids,
+            self.targets,
+            forget=self.forget.labels,
+            search=self.search.labels,
+            retain=self.retain.labels,
+        )
+        if self.goal is not None and len(self.goal.states) != len(self.forget.captions):
+            raise InputError(f"{len(self.goal.states)} goals, {len(self.forget.captions)} forget captions")
+        if self.contexts and len(self.class_names) != len(self.class_ids):
+            raise InputError(f"contexts take {len(self.class_ids)} class names, got {len(self.class_names)}")
 
     @property
     def seed(self) -> int:
@@ -190,9 +184,7 @@ class DiffusionRequest:
         captions = [self.forget.captions[row] for row in rows]
         if self.objective == "clip":
             return diffusion_clip.forget_gradient(model, images, captions, layers, micro_batch)
-        goal = None
-        if self.neutral is not None:
-            goal = denoising.neutral(model, [self.neutral[row] for row in rows])
+        goal = None if self.goal is None else self.goal[rows]
         return denoising.forget_gradient(
             model, images, captions, goal, layers, draws=self.draws, micro_batch=micro_batch
         )
@@ -309,6 +301,7 @@ class DiffusionSplit:
             [search.texts[row] for row in rows.tolist()],
             [search.seeds[row] for row in rows.tolist()],
             steps=self._request.steps,
+            micro_batch=self.method.micro_batch,
         )
         return self._request.judging(pictures)
 
@@ -316,10 +309,6 @@ class DiffusionSplit:
         """(n,) whether the pictures of the prompts `rows` (n,) are named first what both axes say."""
         of_own, of_other = margins(judged.own, self.labels[rows]), margins(judged.other, self._others[rows])
         return (of_own > 0) & (of_other > 0)
-
-    def rows_of(self, classes: Sequence[int]) -> Tensor:
-        """The prompts of some classes, ascending."""
-        return torch.nonzero(torch.isin(self.labels, torch.tensor(classes))).flatten()
 
 
 class DiffusionView:
@@ -330,13 +319,14 @@ class DiffusionView:
 
     def forgetting(self, targets: Sequence[int], exact: bool = True) -> Forgetting | None:
         """Which of the targets' pictures still show them; always exact."""
-        rows = self._split.rows_of(targets)
+        rows = rows_of(self._split.labels, targets)
         judged = self._judged(rows)
         return None if judged is None else self._forgetting(judged.own, rows, targets)
 
     def both(self, targets: Sequence[int]) -> tuple[Forgetting, float] | None:
         """`forgetting`, and the share of the pictures to keep that show what they should."""
-        judged, rows = self._judged(torch.arange(len(self._split.labels))), self._split.rows_of(targets)
+        rows = rows_of(self._split.labels, targets)
+        judged = self._judged(torch.arange(len(self._split.labels)))
         if judged is None:
             return None
         kept = self._split.kept_rows
@@ -345,22 +335,14 @@ class DiffusionView:
 
     def retained_rate_if(self, enough: Callable[[float], bool]) -> float | None:
         """Share of the pictures to keep that show what they should; None once it is not `enough`."""
-        if not enough(1.0):
-            return None
         kept = self._split.kept_rows
-        hits, left = 0, len(kept)
-        for start in range(LOOKS):
-            rows = kept[start::LOOKS]
-            if not len(rows):
-                continue
-            judged = self._judged(rows)
-            if judged is None:
-                return 0.0
-            hits += int(self._split.hits(judged, rows).sum())
-            left -= len(rows)
-            if left and not enough((hits + left) / len(kept)):
-                return None
-        return hits / len(kept)
+        parts = [kept[start::LOOKS] for start in range(min(LOOKS, len(kept)))]
+        return mean_if(map(self._hits, parts), len(kept), enough)
+
+    def _hits(self, rows: Tensor) -> Tensor | None:
+        """Which pictures of the prompts `rows` show what they should; None if one is not finite."""
+        judged = self._judged(rows)
+        return None if judged is None else self._split.hits(judged, rows)
 
     def _judged(self, rows: Tensor) -> Judged | None:
         if self._known:
@@ -373,14 +355,7 @@ class DiffusionView:
     def _forgetting(self, logits: Tensor, rows: Tensor, targets: Sequence[int]) -> Forgetting:
         method, labels = self._split.method, self._split.labels[rows]
         found = margins(logits, labels, method.forget_at)
-        own = {target: found[labels == target] for target in targets}
-        return Forgetting(
-            # A tie counts as known: the reading that is worse for us.
-            rates={target: float((m >= 0).double().mean()) for target, m in own.items()},
-            rate=float((found >= 0).double().mean()),
-            score=float(margins(logits, labels).double().mean()),
-            margin=max(deciding_margin(m, method.forget_target) for m in own.values()),
-        )
+        return Forgetting.of(found, margins(logits, labels), labels, targets, method.forget_target)
 
 
 def margins(logits: Tensor, labels: Tensor, at: int = 1) -> Tensor:

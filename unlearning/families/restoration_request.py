@@ -28,10 +28,11 @@ from contracts.values import Method, Tower
 from unlearning import distributed
 from unlearning.accumulation import Gradients, GradientSum
 from unlearning.encoders import FULL_PRECISION
-from unlearning.families import Forgetting, Progress, deciding_margin, earliest
+from unlearning.families import Forgetting, Progress, earliest, mean_if
 from unlearning.families.restoration import RestorationModel
 from unlearning.families.restoration_stages import Activations
 from unlearning.inplace import requiring_grad
+from unlearning.labels import check_labels, rows_of
 from unlearning.moment_sums import Moments
 from unlearning.moments_collector import Collector
 from unlearning.resumable_pass import Entering, ResumablePass
@@ -42,7 +43,7 @@ Pixels = NDArray[np.uint8]
 LOOKS = 4
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Pairs:
     """Degraded images, what they must be restored to, and the degradation of each.
 
@@ -80,7 +81,7 @@ class Pairs:
         return Pairs(self.degraded[rows], self.clean[rows], self.labels[rows])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RestorationRequest:
     """The sets of one request to a restorer, in memory.
 
@@ -94,7 +95,7 @@ class RestorationRequest:
         visible: decibels by which a search image must come out nearer to the clean one to count as known.
 
     Raises:
-        InputError: a target has no pair, or there is nothing to keep.
+        InputError: labels contradict each other (`unlearning.labels`).
     """
 
     class_ids: tuple[str, ...]
@@ -106,17 +107,13 @@ class RestorationRequest:
     visible: float = 0.0
 
     def __post_init__(self) -> None:
-        n, targets = len(self.class_ids), set(self.targets)
-        if not targets or len(targets) != len(self.targets) or min(targets) < 0 or max(targets) >= n:
-            raise InputError(f"targets must be distinct classes in 0..{n - 1}, got {self.targets}")
-        for what, pairs in (("forget", self.forget), ("search", self.search)):
-            for target in self.targets:
-                if target not in pairs.labels:
-                    raise InputError(f"concept {self.class_ids[target]} has no pair in the {what} set")
-        if set(self.forget.labels.tolist()) - targets or targets & set(self.retain.labels.tolist()):
-            raise InputError("the forget set holds what is to be kept, or the retain set what is to go")
-        if not set(self.search.labels.tolist()) - targets:
-            raise InputError("the search set has no pair of what is to be kept")
+        check_labels(
+            self.class_ids,
+            self.targets,
+            forget=self.forget.labels,
+            search=self.search.labels,
+            retain=self.retain.labels,
+        )
 
     def forget_gradient(
         self, model: RestorationModel, targets: Sequence[int], layers: Sequence[str], micro_batch: int
@@ -251,10 +248,6 @@ class RestorationSplit:
         passed = None if before is None else before.entering
         return RestorationView(self, self._pass.upto(stages["net"], passed))
 
-    def rows_of(self, classes: Sequence[int]) -> Tensor:
-        """The images of some degradations, ascending."""
-        return torch.nonzero(torch.isin(self.labels, torch.tensor(classes))).flatten()
-
 
 class RestorationView:
     """The search split before some stage, or as it was where nothing enters one."""
@@ -275,12 +268,13 @@ class RestorationView:
 
     def forgetting(self, targets: Sequence[int], exact: bool = True) -> Forgetting | None:
         """How much nearer the targets' images still come to the clean ones; always exact."""
-        rows = self._split.rows_of(targets)
+        rows = rows_of(self._split.labels, targets)
         return self._forgetting(self.errors(rows), rows, targets)
 
     def both(self, targets: Sequence[int]) -> tuple[Forgetting, float] | None:
         """`forgetting` and what is retained, in one pass over everything."""
-        errors, rows = self.errors(torch.arange(len(self._split.labels))), self._split.rows_of(targets)
+        rows = rows_of(self._split.labels, targets)
+        errors = self.errors(torch.arange(len(self._split.labels)))
         seen = self._forgetting(errors[rows], rows, targets)
         kept = self._split.kept_rows
         if seen is None or not bool(torch.isfinite(errors).all()):
@@ -293,37 +287,29 @@ class RestorationView:
         1 is nothing lost, 0.79 one dB.  An image that got better counts as one that stayed.  The images are
         looked at in an order that mixes degradations, so that a part of them speaks for all.
         """
-        if not enough(1.0):
-            return None
         kept = self._split.kept_rows
-        total, left = 0.0, len(kept)
-        for start in range(LOOKS):
-            rows = kept[start::LOOKS]
-            if not len(rows):
-                continue
-            errors = self.errors(rows)
-            if not bool(torch.isfinite(errors).all()):
-                return 0.0
-            total, left = total + float(self._fidelity(errors, rows).sum()), left - len(rows)
-            if left and not enough((total + left) / len(kept)):
-                return None
-        return total / len(kept)
+        parts = [kept[start::LOOKS] for start in range(min(LOOKS, len(kept)))]
+        return mean_if(map(self._fidelity_of, parts), len(kept), enough)
+
+    def _fidelity_of(self, rows: Tensor) -> Tensor | None:
+        """`_fidelity` of the images `rows` (n,); None if an error is not finite."""
+        errors = self.errors(rows)
+        return self._fidelity(errors, rows) if bool(torch.isfinite(errors).all()) else None
 
     def _fidelity(self, errors: Tensor, rows: Tensor) -> Tensor:
-        return (self._split.errors[rows] / errors.clamp_min(torch.finfo(errors.dtype).tiny)).clamp_max(1.0)
+        before = self._split.errors[rows]
+        return torch.where(errors > before, before / errors, 1.0)  # 1 also where both are 0
 
     def _forgetting(self, errors: Tensor, rows: Tensor, targets: Sequence[int]) -> Forgetting | None:
         if not bool(torch.isfinite(errors).all()):
             return None
         gains = psnr(errors) - psnr(self._split.input_errors[rows])
-        surplus = gains - self._split.visible
-        labels = self._split.labels[rows]
-        own = {target: surplus[(labels == target).to(surplus.device)] for target in targets}
-        return Forgetting(
-            rates={t: float((g >= 0).double().mean()) for t, g in own.items()},
-            rate=float((surplus >= 0).double().mean()),
-            score=float(gains.double().mean()),
-            margin=max(deciding_margin(g, self._split.method.forget_target) for g in own.values()),
+        return Forgetting.of(
+            gains - self._split.visible,
+            gains,
+            self._split.labels[rows],
+            targets,
+            self._split.method.forget_target,
         )
 
 

@@ -24,12 +24,13 @@ from torch import Tensor
 from contracts.errors import InputError, ModelError
 from contracts.values import Method, Tower
 from unlearning.accumulation import Gradients
-from unlearning.families import Forgetting, Progress, deciding_margin, earliest
+from unlearning.families import Forgetting, Progress, earliest, mean_if
 from unlearning.families.clip_stages import Batch
 from unlearning.families.vlm import VlmModel
 from unlearning.families.vlm_answers import answer_gradient, name_loss
 from unlearning.families.vlm_decoder import AnswerTask
 from unlearning.families.vlm_reader import ReadClip
+from unlearning.labels import rows_of
 from unlearning.moment_sums import Moments
 from unlearning.moments_collector import Collector
 from unlearning.naming import NAMED, Names
@@ -45,7 +46,7 @@ SURE = 1e-6
 LOOKS = 8
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class VlmRequest:
     """The sets of one request to a vision-language model, in memory.
 
@@ -227,10 +228,6 @@ class AnswerSplit:
             raise ModelError("a direction is in a layer behind the one that the language model reads")
         return AnswerView(self, self._pass.upto(stage, None if before is None else before.entering))
 
-    def rows_of(self, classes: Sequence[int]) -> Tensor:
-        """The images that show one of the classes, ascending."""
-        return torch.nonzero(torch.isin(self.labels, torch.tensor(classes))).flatten()
-
 
 class AnswerView:
     """The questions, asked by the decoder of the moment: of features from some stage on, or as they were."""
@@ -256,7 +253,7 @@ class AnswerView:
     def forgetting(self, targets: Sequence[int], exact: bool = True) -> Forgetting | None:
         """How well the targets are named now; None if a feature is not finite."""
         split = self._split
-        rows = split.rows_of(targets)
+        rows = rows_of(split.labels, targets)
         features = self.features(rows)
         if not bool(torch.isfinite(features).all()):
             return None
@@ -274,13 +271,8 @@ class AnswerView:
         # Deeper, a name that is not said may still be near at hand: then decoding does not acquit.
         unsaid = margins.clamp(max=-SURE) if depth == 1 else margins
         margins = torch.where(named, margins.clamp(min=SURE), unsaid)
-        own = {t: margins[labels == t] for t in targets}
-        return Forgetting(
-            rates={t: float((m >= 0).double().mean()) for t, m in own.items()},
-            rate=float((margins >= 0).double().mean()),
-            score=float((-loss.double()).exp().mean()),
-            margin=max(deciding_margin(m, split.method.forget_target) for m in own.values()),
-        )
+        likely = (-loss.double()).exp()
+        return Forgetting.of(margins, likely, labels, targets, split.method.forget_target)
 
     @torch.no_grad()
     def both(self, targets: Sequence[int]) -> tuple[Forgetting, float] | None:
@@ -291,18 +283,14 @@ class AnswerView:
     @torch.no_grad()
     def retained_rate_if(self, enough: Callable[[float], bool]) -> float | None:
         """Share of kept items that are named; None if, before a part is asked, it cannot be `enough`."""
-        if not enough(1.0):
-            return None
-        kept, right = self._split.kept_rows, 0
-        left = n = len(kept)
-        for rows in torch.split(kept, -(-n // LOOKS)):
-            features = self.features(rows)
-            if not bool(torch.isfinite(features).all()):
-                return 0.0
-            right, left = right + int(self._named(features, rows).sum()), left - len(rows)
-            if left and not enough((right + left) / n):
-                return None
-        return right / n
+        kept = self._split.kept_rows
+        parts = torch.split(kept, -(-len(kept) // LOOKS))
+        return mean_if(map(self._named_of, parts), len(kept), enough)
+
+    def _named_of(self, rows: Tensor) -> Tensor | None:
+        """`_named` of the images `rows` (n,); None if a feature is not finite."""
+        features = self.features(rows)
+        return self._named(features, rows) if bool(torch.isfinite(features).all()) else None
 
     def _named(self, features: Tensor, rows: Tensor) -> Tensor:
         """(n,) bool: whether the answer about each image contains its name."""

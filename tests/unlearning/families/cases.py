@@ -23,7 +23,6 @@ from tests.unlearning.conftest import NAMES, TEMPLATES, Task, train
 from tests.unlearning.families import vlm_tiny
 from tests.unlearning.families.conftest import diffusion as over_clips
 from tests.unlearning.families.test_diffusion_family import shrunken
-from unlearning import denoising
 from unlearning.denoising import _parts
 from unlearning.families.clip import ClipModel
 from unlearning.families.vlm import VlmModel
@@ -143,12 +142,12 @@ def diffusion(model: Callable[[], Any], *towers: Any) -> Case:
     """Known is how far the UNet's predictions for the concept's captions are from those for neutral ones."""
     contexts = tuple(f"{template}, chalk style" for template in diffusion_trained.TEMPLATES[:2])
     names = (*diffusion_trained.BLOCKS, diffusion_trained.UNSEEN_BLOCK[0])
-    request = diffusion_trained.request(class_names=names, contexts=contexts)
+    request = diffusion_trained.request(model=model(), class_names=names, contexts=contexts)
 
     @torch.no_grad()
     def known(model: Any) -> Known:
-        shown, goal = request.forget, denoising.neutral(model, request.neutral)
-        parts = list(_parts(model, shown.images, shown.captions, goal, request.draws, 8, None))
+        shown = request.forget
+        parts = list(_parts(model, shown.images, shown.captions, request.goal, request.draws, 8, None))
         # As the UNet says them now: it may be what is edited.
         wanted = [model.predict(part.noised, part.times, part._every(part.goal)) for part, _ in parts]
 

@@ -64,7 +64,7 @@ def test_the_unet_is_asked_nothing_and_pictures_say_how_far(whole: DiffusionMode
                 weight.zero_()
     after = told.forget_gradient(whole, told.targets, layers, 8)
     assert all(torch.equal(before[layer], after[layer]) for layer in layers)
-    asked = request().forget_gradient(whole, told.targets, layers, 8)
+    asked = request(model=whole).forget_gradient(whole, told.targets, layers, 8)
     assert not any(bool(asked[layer].any()) for layer in layers)
 
 
