@@ -385,7 +385,8 @@ def test_an_exception_leaves_no_bit_and_no_hook_behind(
     model: ClipModel, task, monkeypatch, broken_after: int
 ) -> None:
     before, seen = state(model), []
-    staged, encode = model.staged("text"), model.text_features
+    staged, encode = {tower: model.staged(tower) for tower in ("vision", "text")}, model.text_features
+    text = staged["text"]
 
     def breaks(run: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any) -> Any:
@@ -396,8 +397,9 @@ def test_an_exception_leaves_no_bit_and_no_hook_behind(
 
         return wrapped
 
-    last = replace(staged.stages[-1], run=breaks(staged.stages[-1].run))
-    monkeypatch.setitem(model._towers, "text", replace(staged, stages=(*staged.stages[:-1], last)))
+    last = replace(text.stages[-1], run=breaks(text.stages[-1].run))
+    staged["text"] = replace(text, stages=(*text.stages[:-1], last))
+    monkeypatch.setattr(model, "staged", staged.__getitem__)
     monkeypatch.setattr(model, "text_features", breaks(encode))
     with pytest.raises(RuntimeError, match="plug"):
         unlearn(

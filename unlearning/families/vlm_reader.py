@@ -112,17 +112,37 @@ class ReadClip(ClipModel):
     """The CLIP model that a language model reads: as ever, but an edit must change what is read.
 
     Its text tower stays as it is: the language model never asks it.
+
+    Args:
+        config: see `ClipModel`, as the next three.
+        weights: by name.
+        vocabulary: of the tokenizer.
+        device: where the weights live.
+        reads: what the language model reads.
+
+    Raises:
+        ModelError: see `ClipModel` and `feature_reader`.
     """
 
-    reader: FeatureReader
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        vocabulary: bytes | None,
+        device: torch.device | str,
+        reads: Reads,
+    ) -> None:
+        super().__init__(config, weights, vocabulary, device)
+        reader = feature_reader(self.net.visual, self.staged("vision"), reads)
+        self._read_layers = reader.candidates(self.parameters)
 
     def candidates(self) -> tuple[CandidateLayer, ...]:
         """Every vision weight that feeds the features."""
-        return self.reader.candidates(self.parameters)
+        return self._read_layers
 
     def may_edit(self, layer: str) -> bool:
         """Whether the features depend on this weight."""
-        return layer in {candidate.name for candidate in self.candidates()}
+        return any(layer == candidate.name for candidate in self._read_layers)
 
 
 class VisionOnly(nn.Module):
