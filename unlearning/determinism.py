@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ def _fp32_products() -> Iterator[None]:
 
     torch keeps one precision for all and, set one by one, that of cuBLAS and of oneDNN.
     """
-    libraries = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    onednn: Any = torch.backends.mkldnn  # its stubs lack `matmul`
+    libraries = torch.backends.cuda.matmul, onednn.matmul
     each = [library.fp32_precision for library in libraries]
     try:
         common = torch.get_float32_matmul_precision()
