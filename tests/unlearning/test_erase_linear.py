@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from contracts.errors import InputError, ModelError
 from contracts.values import Method
+from tests.unlearning.erasing import mapped
 from unlearning import ClipModel, UnlearnInputs, methods, unlearn
 from unlearning.curve import CURVE_MULTIPLES
 from unlearning.families.clip import tower_of
@@ -127,8 +128,8 @@ def explicitly(model: ClipModel, layer: LinearLayer, erasure: Callable[[Tensor],
 
     def first_argument(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if isinstance(module, nn.Conv2d):
-            return (erasure(args[0].movedim(1, -1)).movedim(-1, 1),)
-        return (erasure(args[0]),)
+            return (mapped(erasure, args[0].movedim(1, -1)).movedim(-1, 1),)
+        return (mapped(erasure, args[0]),)
 
     if "attnpool" in own:
         pool, maps = model.net.visual.attnpool, (erasure, same) if "v_proj" in own else (same, erasure)
@@ -145,7 +146,7 @@ def explicitly(model: ClipModel, layer: LinearLayer, erasure: Callable[[Tensor],
         )
     elif own in ("visual.proj", "text_projection"):
         norm = model.net.visual.ln_post if own == "visual.proj" else model.net.ln_final
-        handle = norm.register_forward_hook(lambda module, args, output: erasure(output))
+        handle = norm.register_forward_hook(lambda module, args, output: mapped(erasure, output))
     else:
         handle = owner.register_forward_pre_hook(first_argument)
     with handle:

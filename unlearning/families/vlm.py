@@ -173,11 +173,6 @@ class VlmModel:
         return self._clip
 
     @property
-    def has_clip(self) -> bool:
-        """Whether the vision tower's CLIP model is there."""
-        return self._clip is not None
-
-    @property
     def image_size(self) -> int:
         """Side in pixels of the square images that the model takes."""
         return self._preprocess.size

@@ -18,8 +18,8 @@ from contracts.errors import ModelError
 from unlearning.families import CandidateLayer
 from unlearning.families.clip import EXCLUDED, ClipModel
 from unlearning.families.clip_config import FOREIGN
-from unlearning.families.clip_stages import Batch, StagedTower, vision_tower
-from unlearning.families.vlm_config import ClipPart, Reads
+from unlearning.families.clip_stages import Batch, StagedTower
+from unlearning.families.vlm_config import Reads
 
 GROUPS = ("layer1", "layer2", "layer3", "layer4")
 
@@ -171,16 +171,3 @@ class VisionOnly(nn.Module):
             raise ModelError("model_cfg does not describe a vision tower of open_clip") from None
         if hasattr(self.visual, "proj"):
             self.visual.proj = None
-
-
-def candidates_of(cfg: ClipPart, reads: Reads) -> tuple[CandidateLayer, ...]:
-    """The candidates of a configuration, without weights: the tower is built on the meta device.
-
-    Raises:
-        ModelError: the configuration describes no tower that can be read.
-    """
-    with torch.device("meta"):
-        net = VisionOnly({name: value for name, value in cfg.model_cfg.items() if name != "text_cfg"})
-    visual: Any = net.visual
-    tower = vision_tower(visual, lambda images: images)
-    return feature_reader(visual, tower, reads).candidates(dict(net.named_parameters()))
