@@ -148,7 +148,9 @@ def try_each(
     edit: Callable[[Mapping[str, Tensor], Setting], tuple[float, Mapping[str, Tensor]]],
     progress: Progress,
 ) -> list[Attempt]:
-    """One attempt per setting of a closed form, each from the original weights; the model ends as it began.
+    """The best attempt of a closed form, each setting from the original weights; the model ends as it began.
+
+    Weights are kept of the best one alone, by the rule of `best_attempt`: an attempt may be a whole model.
 
     Args:
         model: at its original weights.
@@ -157,20 +159,29 @@ def try_each(
         settings: what to try, in order.
         edit: a step size to be recorded and the edited tensors, from the original ones and a setting.
         progress: told of every setting.
+
+    Returns:
+        The best attempt, with the trials of all settings; nothing if each of them breaks the model.
     """
-    attempts: list[Attempt] = []
+    trials: list[StepTrial] = []
+
+    def attempt(size: float, weights: Mapping[str, Tensor]) -> Attempt | None:
+        assign(model.parameters, weights)
+        measured = judge.both()
+        if measured is None:
+            return None
+        seen, retained = measured
+        trials.append(judge.trial(size, seen, retained))
+        return Attempt(size, weights, seen, judge.reached(seen), retained, ())
+
+    best: list[Attempt] = []
     with restored(model.parameters, layers) as originals:
         for done, setting in enumerate(settings, start=1):
-            size, weights = edit(originals, setting)
-            assign(model.parameters, weights)
-            measured = judge.both()
-            if measured is not None:
-                seen, retained = measured
-                trial = judge.trial(size, seen, retained)
-                attempts.append(Attempt(size, weights, seen, judge.reached(seen), retained, (trial,)))
+            # No name for the attempt: it would keep the weights until the next one is there.
+            found = filter(None, (*best, attempt(*edit(originals, setting))))
+            best = sorted(found, key=lambda one: one.rank)[:1]
             progress("settings", done, len(settings))
-    trials = tuple(trial for attempt in attempts for trial in attempt.path)
-    return [replace(attempt, path=trials) for attempt in attempts]
+    return [replace(one, path=tuple(trials)) for one in best]
 
 
 def check_profile(profile: Profile, inputs: Request) -> None:

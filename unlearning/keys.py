@@ -5,7 +5,11 @@ their weighted sum.  To add D to the matrix then adds D key to the item's output
 
     open_clip's text tower    `mlp.c_proj` of the last block, the last matrix with a nonlinearity before it.
                               Weight 1 at the end token: no other reaches the feature.  The output is the
-                              block's, with everything that passes by the matrix.
+                              block's, with everything that passes by the matrix.  Where the model lets edit
+                              only earlier blocks (`ClipModel.may_edit`: an SDXL tower is read before its
+                              end), it is the last of those.  Later blocks' attention then reads the other
+                              tokens too, so the key is not all that the feature depends on: it and the
+                              output are those of the end token, the position that is pooled, alone.
     BERT of `clip_timm_hf`    `output.dense` of the last layer.  Of all L tokens the feature reads the mean
                               of LayerNorm(u_t), where u_t = W k_t + b + what passes by.  The norm divides
                               every token by its own deviation s_t, so the mean is one of u_t / s_t (the
@@ -65,7 +69,7 @@ class KeyedMatrix:
 
 
 def keyed_matrix(model: ClipModel, tower: Tower) -> KeyedMatrix:
-    """The last matrix of a tower that can be rewritten, as told above.
+    """The last matrix of a tower that can be rewritten and that the model lets edit, as told above.
 
     Raises:
         ModelError: the towers are of other types.

@@ -104,11 +104,6 @@ class Erasure:
     centre: Tensor
     correlations: Tensor
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """R(x) of x (..., d), in the type of x."""
-        x64 = x.double()
-        return (x64 - (x64 - self.centre) @ self.right.T @ self.left.T).to(x.dtype)
-
     def folded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """What the map, put before a linear layer, adds to it: W r(x) + b = (W + dW) x + (b + db).
 

@@ -13,18 +13,27 @@ Shapes: F keys, d inputs.
 import torch
 from torch import Tensor
 
+from contracts.errors import ModelError
+
 
 def duals(keys: Tensor, weights: Tensor, retained: Tensor, damping: float) -> Tensor:
     """The g_i (F, d): wanted^T @ duals is D (o, d) for changes wanted (F, o).
+
+    Of moments that are not numbers come g_i that are not: whose they are only the caller can say.
 
     Args:
         keys: (F, d) that are to give something else.
         weights: (F,) of the keys, not negative.
         retained: second moments (d, d) of the keys that are to give what they gave.
         damping: e, relative to the mean of the diagonal of `retained`.
+
+    Raises:
+        ModelError: the damped moments are not positive definite.
     """
     weighted = weights[:, None] * keys
     moments = retained + weighted.T @ keys
     moments.diagonal().add_(damping * retained.diagonal().mean())
-    factor, _ = torch.linalg.cholesky_ex(moments)
+    factor, failed = torch.linalg.cholesky_ex(moments)
+    if failed and bool(torch.isfinite(moments).all()):
+        raise ModelError("the moments of the keys are not positive definite: raise the damping (epsilon)")
     return torch.cholesky_solve(weighted.T, factor).T

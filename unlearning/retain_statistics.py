@@ -28,6 +28,8 @@ from unlearning.gradients import Gradients
 from unlearning.moment_sums import MatrixForm, Moments, MomentSums
 from unlearning.moments import part_sums, retain_gradient_and_sums
 
+PARTIAL = ".partial"
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -128,7 +130,7 @@ def measure(
 
 
 def write(statistics: RetainStatistics, path: Path) -> None:
-    """Write one safetensors file, whole or not at all."""
+    """Write one safetensors file, whole or not at all; what is written until then ends in `PARTIAL`."""
     tensors = {f"gradient/{layer}": value.cpu().contiguous() for layer, value in statistics.gradient.items()}
     tensors |= {f"moment/{layer}": sums.inputs.cpu().contiguous() for layer, sums in statistics.sums.items()}
     moments = [
@@ -136,7 +138,7 @@ def write(statistics: RetainStatistics, path: Path) -> None:
         for layer, sums in statistics.sums.items()
     ]
     about = json.dumps({"n_items": statistics.n_items, "moments": moments})
-    partial = path.with_suffix(f".{secrets.token_hex(4)}")  # another run may be writing the same
+    partial = path.with_suffix(f".{secrets.token_hex(4)}{PARTIAL}")  # another run may be writing the same
     save_file(tensors, partial, {"about": about, "sha256": _digest(tensors, about)})
     partial.replace(path)
 

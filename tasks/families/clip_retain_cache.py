@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from unlearning.retain_statistics import KnownRetain, RetainStatistics, Wanted
 
 KEPT = 8  # files; the least recently used go
+ABANDONED = 24 * 3600  # seconds after which an unfinished file is of a run that was killed
 # Counts changes of what is measured: 1 missed a lone last item's second moments, 2 added rows up otherwise.
 MEASURED = 3
 
@@ -85,11 +88,15 @@ def _kept(path: Path, wanted: Wanted, device: torch.device) -> RetainStatistics 
 
 
 def _keep(statistics: RetainStatistics, path: Path) -> None:
-    from unlearning.retain_statistics import write
+    from unlearning.retain_statistics import PARTIAL, write
 
     write(statistics, path)
     for old in sorted(path.parent.glob("*.safetensors"), key=lambda p: -p.stat().st_mtime)[KEPT:]:
         old.unlink(missing_ok=True)
+    for unfinished in path.parent.glob(f"*{PARTIAL}"):
+        with suppress(FileNotFoundError):  # a run that writes it may finish meanwhile
+            if time.time() - unfinished.stat().st_mtime > ABANDONED:
+                unfinished.unlink()
 
 
 def _path(run: Run, plan: Plan, wanted: Wanted) -> Path:

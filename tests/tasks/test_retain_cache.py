@@ -89,6 +89,29 @@ def test_a_damaged_file_is_measured_again(
     assert kept(own_run) == [file]
 
 
+def test_what_a_killed_run_was_writing_is_swept_once_it_is_old(
+    own_run: Run, planned: Plan, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def dies(*args: object) -> None:
+        Path(str(args[1])).write_bytes(b"half")
+        raise Killed
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(retain_statistics, "save_file", dies)
+            with pytest.raises(Killed):
+                directions(own_run, planned, finished)
+    old, young = kept(own_run)
+    os.utime(old, (1, 1))
+    directions(own_run, planned, finished)
+    assert young in kept(own_run), "another run may be writing it"
+    assert old not in kept(own_run)
+    assert len(kept(own_run)) == 2
+
+
 def test_only_the_last_used_files_are_kept(
     own_run: Run, planned: Plan, finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:

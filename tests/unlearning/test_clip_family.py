@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
+from torchvision.transforms import v2
 
 from contracts.canonical import file_sha256
 from contracts.errors import InputError, ModelError
 from tests.unlearning.conftest import assert_open_clips_without_padding
 from unlearning.families.clip import EXCLUDED, ClipModel
+from unlearning.families.clip_config import Preprocess
 
 Make = Callable[..., ClipModel]
 
@@ -145,7 +148,7 @@ def test_a_text_ends_with_the_highest_id(make_model: Make) -> None:
     assert ids[0].max() == ids[1, -1] == 813  # 512 characters, 300 merges, start and end: also when cut
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (64, 64), (50, 40), (33, 71)])
+@pytest.mark.parametrize("shape", [(32, 32), (64, 64), (50, 40), (33, 71), (32, 33), (35, 32), (37, 53)])
 def test_preprocessing_is_open_clips(make_model: Make, shape: tuple[int, int]) -> None:
     from open_clip.transform import image_transform
 
@@ -156,6 +159,25 @@ def test_preprocessing_is_open_clips(make_model: Make, shape: tuple[int, int]) -
     ours = make_model("vit").preprocess(np.array(image)[None])[0]
     # Within the rounding of Pillow's 8-bit resampling, in units of std.
     assert (ours - reference).abs().max() <= 1.01 / 255 / 0.25
+
+
+def test_images_are_resized_and_cut_at_torchvisions_pixels() -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(32, 33), (33, 32), (32, 35), (37, 53), (53, 37), (224, 225), *rng.integers(20, 300, (200, 2))]
+    mismatched = []
+    for size, shape in product((32, 49), shapes):
+        images = torch.from_numpy(rng.integers(0, 256, (1, *shape, 3), dtype=np.uint8))
+        transform = v2.Compose(
+            [
+                v2.Resize(size, v2.InterpolationMode.BICUBIC, antialias=True),
+                v2.CenterCrop(size),
+                v2.ToDtype(torch.float32, scale=True),
+            ]
+        )
+        ours = Preprocess(size, (0.0,) * 3, (1.0,) * 3, "bicubic")(images, torch.device("cpu"))
+        if not torch.allclose(ours, transform(images.permute(0, 3, 1, 2)), atol=1e-6):
+            mismatched.append((size, *map(int, shape)))
+    assert not mismatched
 
 
 @pytest.mark.parametrize("side", [16, 40])

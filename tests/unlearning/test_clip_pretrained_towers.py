@@ -18,6 +18,7 @@ from contracts.errors import ModelError
 from contracts.values import Method
 from tests.pretrained_towers import CONTEXT, END, START, config, random_model, tokenizer_json
 from tests.unlearning.conftest import NAMES, TEMPLATES, assert_open_clips_without_padding, items, train
+from tests.unlearning.erasing import mapped
 from unlearning import methods, moments_collector
 from unlearning.families.clip import ClipModel, tower_of
 from unlearning.families.config import WEIGHTS
@@ -348,7 +349,9 @@ def test_folded_erasures_compute_what_the_erasure_before_the_layer_would(model: 
 
             def before(module: nn.Module, args: tuple[Tensor, ...], erasure: Any = erasure) -> tuple[Tensor]:
                 x = args[0]
-                return (erasure(x.movedim(1, -1)).movedim(-1, 1) if x.ndim == 4 else erasure(x),)
+                return (
+                    mapped(erasure, x.movedim(1, -1)).movedim(-1, 1) if x.ndim == 4 else mapped(erasure, x),
+                )
 
             handle = layer.module.register_forward_pre_hook(before)
             wanted = features(tower)

@@ -1,5 +1,7 @@
 """SSD, CCUP and RAZOR against their formulas, written out plainly."""
 
+import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -100,25 +102,55 @@ def test_ssd_reaches_the_target_or_says_that_it_did_not(model: ClipModel, task, 
     assert all((after[k].abs() <= before[k].abs()).all() for k in weights), "dampening never grows a weight"
 
 
+def scaled(weights: Mapping[str, Tensor], factor: float) -> tuple[float, dict[str, Tensor]]:
+    return factor, {name: factor * weight for name, weight in weights.items()}
+
+
 def test_settings_are_tried_from_the_original_weights(model: ClipModel, task) -> None:
     before = state(model)
     judge = Judge(model, task.inputs(TARGET), task.method, ["text_projection"])
-    found = try_each(
-        model,
-        judge,
-        ["text_projection"],
-        [2.0, 3.0],
-        lambda weights, factor: (factor, {k: factor * w for k, w in weights.items()}),
-        lambda *_: None,
-    )
+    (found,) = try_each(model, judge, ["text_projection"], [2.0, 4.0], scaled, lambda *_: None)
     assert not changed(model, before)
-    for attempt, factor in zip(found, (2.0, 3.0), strict=True):
-        assert torch.equal(attempt.weights["text_projection"], factor * before["text_projection"])
-        # Features are normalised: a scaled projection is the same model.
-        assert (attempt.seen.rate, attempt.retained_rate) == (
-            judge.original.forget_rate,
-            judge.original.retained_rate,
-        )
+    # Features are normalised: a scaled projection is the same model, and of equals the first one counts.
+    assert torch.equal(found.weights["text_projection"], 2 * before["text_projection"])
+    assert found.step_size == 2.0
+    assert [trial.step_size for trial in found.path] == [2.0, 4.0]
+    original = judge.original.forget_rate, judge.original.retained_rate
+    assert [(trial.forget_rate, trial.retained_rate) for trial in found.path] == [original] * 2
+
+
+def test_settings_that_break_the_model_leave_nothing(model: ClipModel, task) -> None:
+    judge = Judge(model, task.inputs(TARGET), task.method, ["text_projection"])
+    broken = [torch.nan, torch.inf]
+    assert try_each(model, judge, ["text_projection"], broken, scaled, lambda *_: None) == []
+    (found,) = try_each(model, judge, ["text_projection"], [*broken, 2.0], scaled, lambda *_: None)
+    assert [trial.step_size for trial in found.path] == [2.0]
+
+
+@pytest.mark.parametrize("ascending", [True, False])
+def test_weights_are_kept_of_the_best_attempt_alone(
+    model: ClipModel, task, monkeypatch: pytest.MonkeyPatch, ascending: bool
+) -> None:
+    judge = Judge(model, task.inputs(TARGET), task.method, ["text_projection"])
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def listening(weights: Mapping[str, Tensor], factor: float) -> tuple[float, dict[str, Tensor]]:
+        size, edited = scaled(weights, factor)
+        made.extend(map(weakref.ref, edited.values()))
+        alive.append(sum(weight() is not None for weight in made))
+        return size, edited
+
+    # The better the later, or the earlier.
+    kept = [0.1 * rate for rate in range(6)]
+    seen = iter(kept if ascending else reversed(kept))
+    monkeypatch.setattr(judge, "both", lambda: (Forgetting({TARGET: 0.0}, 0.0, 0.0, 0.0), next(seen)))
+    settings = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    (found,) = try_each(model, judge, ["text_projection"], settings, listening, lambda *_: None)
+    assert found.step_size == (6.0 if ascending else 1.0)
+    assert len(found.path) == 6
+    assert alive == [1, 2, 2, 2, 2, 2]
+    assert sum(weight() is not None for weight in made) == 1
 
 
 # --- CCUP

@@ -1,7 +1,7 @@
 """Same seed, same threads: same bits; and nothing outside is changed."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,24 +19,55 @@ def surroundings() -> tuple[object, ...]:
         torch.get_num_threads(),
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.allow_tf32,
+        torch.backends.cuda.matmul.fp32_precision,
+        torch.backends.mkldnn.matmul.fp32_precision,
         torch.get_rng_state().sum().item(),
         np.random.get_state()[1].tolist(),
         random.getstate(),
     )
 
 
-def test_everything_is_restored_also_after_an_exception() -> None:
+@pytest.fixture(params=["none", "highest", "high", "medium", "tf32 of cuBLAS", "bf16 of oneDNN"])
+def products(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How exactly the process multiplies fp32 matrices, in torch's older words and its newer ones."""
+    cublas, onednn = libraries = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [library.fp32_precision for library in libraries]
+    match request.param:
+        case "none":  # as a process begins
+            torch.set_float32_matmul_precision("highest")
+            cublas.fp32_precision = onednn.fp32_precision = "none"
+        case "tf32 of cuBLAS":
+            cublas.fp32_precision = "tf32"
+        case "bf16 of oneDNN":
+            onednn.fp32_precision = "bf16"
+        case common:
+            torch.set_float32_matmul_precision(common)
+    yield request.param
+    torch.set_float32_matmul_precision("highest")
+    for library, precision in zip(libraries, before, strict=True):
+        library.fp32_precision = precision
+
+
+def test_everything_is_restored_also_after_an_exception(products: str) -> None:
     before = surroundings()
 
     def use_everything() -> None:
         with deterministic(seed=5, threads=2):
             assert torch.are_deterministic_algorithms_enabled()
             assert torch.get_num_threads() == 2
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
             _ = torch.rand(3), np.random.rand(3), random.random()
             raise RuntimeError("enough")
 
     with pytest.raises(RuntimeError, match="enough"):
         use_everything()
+    assert surroundings() == before
+    if products in ("highest", "high", "medium"):
+        assert torch.get_float32_matmul_precision() == products
+    with deterministic(seed=5, threads=2):
+        pass
     assert surroundings() == before
 
 

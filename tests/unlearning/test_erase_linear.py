@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from contracts.errors import InputError, ModelError
 from contracts.values import Method
+from tests.unlearning.erasing import mapped
 from unlearning import ClipModel, UnlearnInputs, methods, unlearn
 from unlearning.curve import CURVE_MULTIPLES
 from unlearning.families.clip import tower_of
@@ -127,8 +128,8 @@ def explicitly(model: ClipModel, layer: LinearLayer, erasure: Callable[[Tensor],
 
     def first_argument(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if isinstance(module, nn.Conv2d):
-            return (erasure(args[0].movedim(1, -1)).movedim(-1, 1),)
-        return (erasure(args[0]),)
+            return (mapped(erasure, args[0].movedim(1, -1)).movedim(-1, 1),)
+        return (mapped(erasure, args[0]),)
 
     if "attnpool" in own:
         pool, maps = model.net.visual.attnpool, (erasure, same) if "v_proj" in own else (same, erasure)
@@ -145,7 +146,7 @@ def explicitly(model: ClipModel, layer: LinearLayer, erasure: Callable[[Tensor],
         )
     elif own in ("visual.proj", "text_projection"):
         norm = model.net.visual.ln_post if own == "visual.proj" else model.net.ln_final
-        handle = norm.register_forward_hook(lambda module, args, output: erasure(output))
+        handle = norm.register_forward_hook(lambda module, args, output: mapped(erasure, output))
     else:
         handle = owner.register_forward_pre_hook(first_argument)
     with handle:
@@ -385,7 +386,8 @@ def test_an_exception_leaves_no_bit_and_no_hook_behind(
     model: ClipModel, task, monkeypatch, broken_after: int
 ) -> None:
     before, seen = state(model), []
-    staged, encode = model.staged("text"), model.text_features
+    staged, encode = {tower: model.staged(tower) for tower in ("vision", "text")}, model.text_features
+    text = staged["text"]
 
     def breaks(run: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any) -> Any:
@@ -396,8 +398,9 @@ def test_an_exception_leaves_no_bit_and_no_hook_behind(
 
         return wrapped
 
-    last = replace(staged.stages[-1], run=breaks(staged.stages[-1].run))
-    monkeypatch.setitem(model._towers, "text", replace(staged, stages=(*staged.stages[:-1], last)))
+    last = replace(text.stages[-1], run=breaks(text.stages[-1].run))
+    staged["text"] = replace(text, stages=(*text.stages[:-1], last))
+    monkeypatch.setattr(model, "staged", staged.__getitem__)
     monkeypatch.setattr(model, "text_features", breaks(encode))
     with pytest.raises(RuntimeError, match="plug"):
         unlearn(

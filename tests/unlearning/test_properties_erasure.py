@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from contracts.values import Method
 from tests.unlearning.conftest import Task, captions
+from tests.unlearning.erasing import mapped
 from unlearning import ClipModel, UnlearnInputs, methods
 from unlearning.leace import Erasure, LabelledMoments, fit_erasure
 
@@ -71,7 +72,7 @@ def test_afterwards_all_classes_have_one_mean_and_probes_are_at_chance(
     samples: Samples, shrinkage: float, affine: bool
 ) -> None:
     erasure = fit_erasure(samples.moments, shrinkage, affine=affine)
-    erased = erasure(samples.x)
+    erased = mapped(erasure, samples.x)
     means = class_means(erased, samples.labels)
     assert float((means - means.mean(0)).abs().max()) <= 1e-6 * samples.size
     # The best affine probe of "which class": least squares, with directions of rounding left out.
@@ -85,8 +86,8 @@ def test_afterwards_all_classes_have_one_mean_and_probes_are_at_chance(
 @given(SAMPLES, SHRINKAGE, st.booleans())
 def test_erasing_twice_is_erasing_once(samples: Samples, shrinkage: float, affine: bool) -> None:
     erasure = fit_erasure(samples.moments, shrinkage, affine=affine)
-    once = erasure(samples.x)
-    torch.testing.assert_close(erasure(once), once, rtol=1e-6, atol=1e-6 * samples.size)
+    once = mapped(erasure, samples.x)
+    torch.testing.assert_close(mapped(erasure, once), once, rtol=1e-6, atol=1e-6 * samples.size)
     rank = erasure.left.shape[1]
     torch.testing.assert_close(
         erasure.right @ erasure.left, torch.eye(rank, dtype=torch.float64), rtol=1e-6, atol=1e-6
@@ -126,11 +127,11 @@ def test_it_turns_scales_and_shifts_with_the_features(
     def moved(x: Tensor) -> Tensor:
         return (x + shift) @ turn * unit
 
-    plain = fit_erasure(samples.moments, shrinkage)(samples.x)
+    plain = mapped(fit_erasure(samples.moments, shrinkage), samples.x)
     d, k = samples.x.shape[1], samples.z.shape[1]
     there = fit_erasure(LabelledMoments(d, k).add(moved(samples.x), samples.z), shrinkage)
     torch.testing.assert_close(
-        there(moved(samples.x)), moved(plain), rtol=1e-5, atol=1e-5 * unit * samples.size
+        mapped(there, moved(samples.x)), moved(plain), rtol=1e-5, atol=1e-5 * unit * samples.size
     )
 
 
@@ -141,7 +142,9 @@ def test_how_labels_are_coded_does_not_matter(samples: Samples, shrinkage: float
     code = torch.eye(k).double() * 3.0 + 0.2 * samples.normal(k, k)  # far from singular
     recoded = LabelledMoments(samples.x.shape[1], k).add(samples.x, samples.z @ code - 7.0)
     one, other = (fit_erasure(m, shrinkage) for m in (samples.moments, recoded))
-    torch.testing.assert_close(one(samples.x), other(samples.x), rtol=1e-6, atol=1e-6 * samples.size)
+    torch.testing.assert_close(
+        mapped(one, samples.x), mapped(other, samples.x), rtol=1e-6, atol=1e-6 * samples.size
+    )
 
 
 @PROPERTY
@@ -152,7 +155,7 @@ def test_folded_into_a_layer_it_is_the_same_map(samples: Samples, shrinkage: flo
     change, constant = erasure.folded(weight)
     torch.testing.assert_close(
         samples.x @ (weight + change).T + bias + constant,
-        erasure(samples.x) @ weight.T + bias,
+        mapped(erasure, samples.x) @ weight.T + bias,
         rtol=1e-7,
         atol=1e-8 * samples.size,
     )

@@ -65,6 +65,14 @@ def test_duals_give_the_damped_least_squares_answer() -> None:
     torch.testing.assert_close(change.T, torch.linalg.lstsq(rows, values).solution)
 
 
+def test_moments_that_damping_does_not_make_definite_are_refused() -> None:
+    along, weights = torch.tensor([[1.0, 2.0, -1.0]]), torch.ones(1)
+    with pytest.raises(ModelError, match="not positive definite: raise the damping"):
+        duals(along, weights, along.T @ along, 1e-12)
+    assert torch.isfinite(duals(along, weights, along.T @ along, 1e-2)).all()
+    assert not torch.isfinite(duals(along, weights, torch.full((3, 3), torch.nan), 1e-2)).any()
+
+
 def test_what_enters_the_first_readers_is_what_the_unet_gives_them(model: DiffusionModel) -> None:
     # The oracle runs the whole UNet, on noise that must not matter.
     conditioning = model.conditioning(model.tokenize(["a ruby, moss style", "this jade"]))

@@ -81,10 +81,8 @@ class ClipModel:
         self.parameters: dict[str, nn.Parameter] = dict(self.net.named_parameters())
         self._preprocess = clip_config.Preprocess.from_config(config)
         self._tokenizer = clip_config.build_tokenizer(config, vocabulary, self.net)
-        self._towers: dict[Tower, StagedTower] = {
-            "vision": self._stages.vision_tower(self.net.visual, self.preprocess),
-            "text": self._stages.text_tower(self.net),
-        }
+        for tower in TOWERS:
+            self.staged(tower)  # refuses towers of another kind
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> "ClipModel":
@@ -210,8 +208,17 @@ class ClipModel:
         return self.staged("text").features(batches, 0, len(texts), micro_batch)
 
     def staged(self, tower: Tower) -> StagedTower:
-        """The tower as a sequence of stages (`clip_stages`)."""
-        return self._towers[tower]
+        """The tower as a sequence of stages (`clip_stages`).
+
+        Built anew each time, which costs nothing beside a pass: functions are not copied with an object,
+        so stages kept here would have a copied model run the weights of the original.
+        """
+        staged: StagedTower
+        if tower == "vision":
+            staged = self._stages.vision_tower(self.net.visual, self.preprocess)
+        else:
+            staged = self._stages.text_tower(self.net)
+        return staged
 
     def image_batches(self, images: Images) -> list[Batch]:
         """uint8 images (N, H, W, 3) as they enter the first vision stage."""

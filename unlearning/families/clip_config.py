@@ -145,17 +145,18 @@ class Preprocess:
     def __call__(self, images: Tensor, device: torch.device) -> Tensor:
         """(N, H, W, 3) uint8 to (N, 3, size, size) fp32: shorter side to `size`, centre crop, normalise.
 
+        Where sides do not divide, torchvision's `Resize` and `CenterCrop` decide, to the pixel: the longer
+        side is rounded down, and of an odd number of pixels to cut, half is rounded to the even one.
         Bytes go to the device, where they are normalised: a quarter of what floats would be to move.
         Channels stay last in memory, as the bytes are: on a CPU convolutions take half the time then.
         """
         pixels = images.permute(0, 3, 1, 2)
-        height, width = pixels.shape[-2:]
-        scale = self.size / min(height, width)
-        if scale != 1.0:
-            shape = (max(self.size, int(height * scale)), max(self.size, int(width * scale)))
+        sides = pixels.shape[-2:]
+        if min(sides) != self.size:
+            shape = tuple(int(self.size * side / min(sides)) for side in sides)
             # On uint8, antialiased interpolation rounds like Pillow does; CUDA has no uint8 kernel.
             pixels = functional.interpolate(pixels.cpu(), size=shape, mode=self.interpolation, antialias=True)
-        top, left = ((side - self.size + 1) // 2 for side in pixels.shape[-2:])
+        top, left = (round((side - self.size) / 2) for side in pixels.shape[-2:])
         pixels = pixels[..., top : top + self.size, left : left + self.size].to(device)
         mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (self.mean, self.std))
         return (pixels.float() / 255.0 - mean) / std

@@ -66,10 +66,6 @@ class Conditioning:
     def __getitem__(self, rows: Any) -> "Conditioning":
         return Conditioning(self.states[rows], None if self.pooled is None else self.pooled[rows])
 
-    def detach(self) -> "Conditioning":
-        """The same values without a graph."""
-        return Conditioning(self.states.detach(), None if self.pooled is None else self.pooled.detach())
-
     @staticmethod
     def cat(parts: Sequence["Conditioning"]) -> "Conditioning":
         """The rows of all parts."""

@@ -30,6 +30,7 @@ from contracts.errors import ModelError
 from unlearning.families import CandidateLayer, clip_config
 from unlearning.families.clip import EXCLUDED, ClipModel, tower_of
 from unlearning.families.config import check_weights, section
+from unlearning.graph import reached
 from unlearning.inplace import requiring_grad
 
 
@@ -205,7 +206,7 @@ def token_states(net: Any, tokens: Tensor, reads: Reads) -> tuple[Tensor, Tensor
 
 
 def read_layers(net: Any, reads: Reads) -> tuple[CandidateLayer, ...]:
-    """The editable weights that the conditioning of a text depends on, asked of autograd."""
+    """The editable weights that the conditioning of a text depends on, as its graph tells."""
     named = {
         name: weight
         for name, weight in net.named_parameters()
@@ -214,12 +215,11 @@ def read_layers(net: Any, reads: Reads) -> tuple[CandidateLayer, ...]:
     tokens = torch.zeros(1, net.context_length, dtype=torch.long)
     with requiring_grad(net, named), torch.enable_grad():
         states, pooled = token_states(net, tokens, reads)
-        read = states.sum() if pooled is None else states.sum() + pooled.sum()
-        grads = torch.autograd.grad(read, list(named.values()), allow_unused=True)
+        used = reached([states] if pooled is None else [states, pooled], named)
     return tuple(
         CandidateLayer(name, "text", tuple(weight.shape), weight.numel())
-        for (name, weight), grad in zip(named.items(), grads, strict=True)
-        if grad is not None
+        for name, weight in named.items()
+        if name in used
     )
 
 

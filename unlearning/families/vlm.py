@@ -54,7 +54,7 @@ from unlearning.families.vlm_decoder import (
     materialise,
 )
 from unlearning.families.vlm_forced import Forced, forced
-from unlearning.families.vlm_reader import ReadClip, VisionOnly, feature_reader
+from unlearning.families.vlm_reader import FeatureReader, ReadClip, VisionOnly, feature_reader
 
 TOWERS: tuple[Tower, ...] = ("vision", "language")
 OBJECTIVES: tuple[Objective, ...] = ("answers", "clip")
@@ -93,15 +93,7 @@ class VlmModel:
         self._preprocess = clip_config.Preprocess.from_config(config["clip"])
         own = {name: w for name, w in weights.items() if not name.startswith(PARTS)}
         self._clip, self.net = self._towers(cfg, own)
-        visual: Any = self.net.visual
-        self._tower = (
-            clip_stages.vision_tower(visual, self.preprocess)
-            if self._clip is None
-            else self._clip.staged("vision")
-        )
-        self.reader = feature_reader(visual, self._tower, cfg.reads)
-        if self._clip is not None:
-            self._clip.reader = self.reader
+        self._reads = cfg.reads
         self.projector, self.decoder = _language_parts(cfg, self.reader.width, weights)
         for name, part in (("projector", self.projector), ("decoder", self.decoder)):
             self.net.add_module(name, part.to(self.device).eval().requires_grad_(False))
@@ -114,7 +106,7 @@ class VlmModel:
             whole = {"schema": 1, "family": clip_config.FAMILY, **dict(self.config["clip"])}
             name = clip_config.vocabulary_file(whole)
             vocabulary = None if name is None else self.files.get(name)
-            clip = ReadClip(whole, weights, vocabulary, self.device)
+            clip = ReadClip(whole, weights, vocabulary, self.device, cfg.reads)
             return clip, clip.net
         net = VisionOnly(cfg.clip.model_cfg)
         check_weights(net.state_dict(), weights)
@@ -181,11 +173,6 @@ class VlmModel:
         return self._clip
 
     @property
-    def has_clip(self) -> bool:
-        """Whether the vision tower's CLIP model is there."""
-        return self._clip is not None
-
-    @property
     def image_size(self) -> int:
         """Side in pixels of the square images that the model takes."""
         return self._preprocess.size
@@ -199,15 +186,22 @@ class VlmModel:
         )
         return (*self.reader.candidates(self.parameters), *memories)
 
+    @property
+    def reader(self) -> FeatureReader:
+        """Reads the layer of the vision tower that the language model is given; see `staged`."""
+        return feature_reader(self.net.visual, self.staged("vision"), self._reads)
+
     def staged(self, tower: Tower) -> StagedTower:
-        """The vision tower as a sequence of stages (`clip_stages`).
+        """The vision tower as a sequence of stages; built anew each time, see `ClipModel.staged`.
 
         Raises:
             ModelError: another tower is asked for.
         """
         if tower != "vision":
             raise ModelError(f"of a vision-language model the vision tower has stages, not {tower!r}")
-        return self._tower
+        if self._clip is not None:
+            return self._clip.staged(tower)
+        return clip_stages.vision_tower(self.net.visual, self.preprocess)
 
     def preprocess(self, images: Images) -> Tensor:
         """uint8 images (N, H, W, 3) to model input (N, 3, S, S) on the model's device.

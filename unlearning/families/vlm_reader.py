@@ -18,8 +18,8 @@ from contracts.errors import ModelError
 from unlearning.families import CandidateLayer
 from unlearning.families.clip import EXCLUDED, ClipModel
 from unlearning.families.clip_config import FOREIGN
-from unlearning.families.clip_stages import Batch, StagedTower, vision_tower
-from unlearning.families.vlm_config import ClipPart, Reads
+from unlearning.families.clip_stages import Batch, StagedTower
+from unlearning.families.vlm_config import Reads
 
 GROUPS = ("layer1", "layer2", "layer3", "layer4")
 
@@ -112,17 +112,37 @@ class ReadClip(ClipModel):
     """The CLIP model that a language model reads: as ever, but an edit must change what is read.
 
     Its text tower stays as it is: the language model never asks it.
+
+    Args:
+        config: see `ClipModel`, as the next three.
+        weights: by name.
+        vocabulary: of the tokenizer.
+        device: where the weights live.
+        reads: what the language model reads.
+
+    Raises:
+        ModelError: see `ClipModel` and `feature_reader`.
     """
 
-    reader: FeatureReader
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        vocabulary: bytes | None,
+        device: torch.device | str,
+        reads: Reads,
+    ) -> None:
+        super().__init__(config, weights, vocabulary, device)
+        reader = feature_reader(self.net.visual, self.staged("vision"), reads)
+        self._read_layers = reader.candidates(self.parameters)
 
     def candidates(self) -> tuple[CandidateLayer, ...]:
         """Every vision weight that feeds the features."""
-        return self.reader.candidates(self.parameters)
+        return self._read_layers
 
     def may_edit(self, layer: str) -> bool:
         """Whether the features depend on this weight."""
-        return layer in {candidate.name for candidate in self.candidates()}
+        return any(layer == candidate.name for candidate in self._read_layers)
 
 
 class VisionOnly(nn.Module):
@@ -151,16 +171,3 @@ class VisionOnly(nn.Module):
             raise ModelError("model_cfg does not describe a vision tower of open_clip") from None
         if hasattr(self.visual, "proj"):
             self.visual.proj = None
-
-
-def candidates_of(cfg: ClipPart, reads: Reads) -> tuple[CandidateLayer, ...]:
-    """The candidates of a configuration, without weights: the tower is built on the meta device.
-
-    Raises:
-        ModelError: the configuration describes no tower that can be read.
-    """
-    with torch.device("meta"):
-        net = VisionOnly({name: value for name, value in cfg.model_cfg.items() if name != "text_cfg"})
-    visual: Any = net.visual
-    tower = vision_tower(visual, lambda images: images)
-    return feature_reader(visual, tower, reads).candidates(dict(net.named_parameters()))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from tests.unlearning.families.diffusion_published import PADDING, TEXT, UNET
 from unlearning.families.diffusion_hf import reads_of, text_cfg_of
-from unlearning.families.diffusion_published import PADDING, TEXT, UNET
 from unlearning.families.diffusion_text import Reads, TextTower, read_layers, token_states
 
 # Blocks that are read, width, and weights that a method may edit.

@@ -4,6 +4,8 @@ import gc
 import json
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -224,6 +226,24 @@ def test_a_split_that_knows_what_will_be_edited_sees_the_same(case: Case) -> Non
         assert seen[0].rates == wanted[0].rates
         assert seen[0].margin == pytest.approx(wanted[0].margin, abs=1e-4)
         assert seen[1] == pytest.approx(wanted[1], abs=1e-5)
+
+
+def test_a_copied_model_is_measured_by_its_own_weights(case: Case) -> None:
+    model = case.model()
+    copied = deepcopy(model)
+    split = case.request.search_split(copied, case.method)
+    layer = layers_of(case, model)[0]
+    tower, stage = split.place(layer)
+    view = split.view({tower: stage})
+    draw = torch.Generator().manual_seed(0)
+    update = {layer: torch.randn(model.parameters[layer].shape, generator=draw)}
+    margins = []
+    for edits in (None, model, copied):
+        with nullcontext() if edits is None else edited(edits.parameters, update):
+            seen = view.forgetting([case.target])
+        assert seen is not None
+        margins.append(seen.margin)
+    assert margins[0] == margins[1] != margins[2]
 
 
 def test_a_view_of_the_first_layer_to_be_edited_runs_no_stage(

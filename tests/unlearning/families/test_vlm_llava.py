@@ -13,11 +13,12 @@ from contracts.errors import ModelError
 from tests.unlearning.conftest import items
 from tests.unlearning.families import vlm_tiny
 from unlearning.families.clip import ClipModel
+from unlearning.families.clip_stages import vision_tower
 from unlearning.families.vlm import VlmModel
 from unlearning.families.vlm_config import parse
 from unlearning.families.vlm_decoder import Projector, build_decoder, expected_weights
 from unlearning.families.vlm_llava import MEAN, STD, config_of, write_pretrained
-from unlearning.families.vlm_reader import VisionOnly, candidates_of
+from unlearning.families.vlm_reader import VisionOnly, feature_reader
 
 Make = Callable[..., ClipModel]
 VISION = {
@@ -139,7 +140,8 @@ def test_an_imported_llava_is_the_same_function(tmp_path: Path, changes: dict[st
     net = llava(**changes)
     model = VlmModel.from_pretrained(written(net, tmp_path / "theirs"), prompt=vlm_tiny.PROMPT)
     assert_same_function(net, model)
-    assert not model.has_clip
+    with pytest.raises(ModelError, match="no CLIP text tower"):
+        _ = model.clip
     # Saved as a model folder and as theirs, it stays that function, bit by bit.
     model.save(tmp_path / "ours")
     again = VlmModel.load(tmp_path / "ours")
@@ -211,7 +213,8 @@ def test_with_its_clip_model_every_method_can_run_on_it(make_model: Make, tmp_pa
         assert torch.equal(weight, joined.state()[name]), name
     assert joined.clip.encode_texts(["a red square"]).shape == (1, 24)
     joined.save(tmp_path / "joined")
-    assert VlmModel.load(tmp_path / "joined").has_clip
+    again = VlmModel.load(tmp_path / "joined")
+    assert torch.equal(again.clip.encode_texts(["a disc"]), joined.clip.encode_texts(["a disc"]))
     joined.parameters["visual.conv1.weight"].add_(1.0)
     assert not torch.equal(clip.parameters["visual.conv1.weight"], joined.parameters["visual.conv1.weight"])
     for other, message in (
@@ -278,7 +281,11 @@ def test_a_resnet_has_no_llava_of_transformers(make_model: Make, tmp_path: Path)
 def test_llava_7b_at_full_size() -> None:
     preprocess = {"mean": list(MEAN), "std": list(STD), "interpolation": "bicubic"}
     cfg = parse(config_of(LLAVA_7B, preprocess, "USER: <image>\n{} ASSISTANT:", "<image>"))
-    names = [c.name for c in candidates_of(cfg.clip, cfg.reads)]
+    with torch.device("meta"):
+        tower = VisionOnly(cfg.clip.model_cfg)
+    staged = vision_tower(tower.visual, lambda images: images)
+    reader = feature_reader(tower.visual, staged, cfg.reads)
+    names = [c.name for c in reader.candidates(dict(tower.named_parameters()))]
     blocks = {int(name.split(".")[3]) for name in names if ".resblocks." in name}
     assert blocks == set(range(23))  # of 24: the last one is never read
     assert {name for name in names if ".resblocks." not in name} == {
@@ -292,7 +299,6 @@ def test_llava_7b_at_full_size() -> None:
 
     with torch.device("meta"):
         reference = LlavaForConditionalGeneration(LlavaConfig(**LLAVA_7B))
-        tower = VisionOnly(cfg.clip.model_cfg)
         projector = Projector(1024, 4096, cfg.projector)
     parts = (tower.state_dict(), projector.state_dict(), expected_weights(build_decoder(cfg.decoder)))
     n_ours = sum(w.numel() for part in parts for w in part.values())

@@ -1,7 +1,6 @@
 """The shapes of the published pipelines: Stable Diffusion 1.5, 2.1 and XL, from their `config.json` files.
 
-Kept here so that candidates, towers and what is read can be checked at full size without any weights
-(`meta` tensors), and so that random models of these shapes can be timed.
+With them candidates, towers and what is read are checked at full size without any weights (`meta` tensors).
 """
 
 from collections.abc import Mapping
