@@ -37,7 +37,7 @@ def check_numbers(
         ("at most", le, at_most),
     )
     asked = [(words, holds, bound) for words, holds, bound in bounds if bound is not None]
-    wanted = " and ".join(f"{words} {bound:g}" for words, _, bound in asked)
+    wanted = [f"{words} {bound:g}" for words, _, bound in asked]
     for name in names:
         value = getattr(options, name)
         if value is None:
@@ -47,4 +47,5 @@ def check_numbers(
             raise InputError(f"{name} must hold at least one number, got {value}")
         finite = all(isfinite(number) for number in numbers)
         if not finite or not all(holds(number, bound) for number in numbers for _, holds, bound in asked):
-            raise InputError(f"{name} must be {'' if finite else 'finite and '}{wanted}, got {value}")
+            said = " and ".join(wanted if finite else ["finite", *wanted])
+            raise InputError(f"{name} must be {said}, got {value}")

@@ -439,10 +439,10 @@ def test_layers_that_no_erasure_fits_into_are_refused_by_kind(model: ClipModel, 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"shrinkage": 1.5}, "shrinkage must lie in 0..1, got 1.5"),
-        ({"least": -1.0}, "least must be a finite strength of at least 0, got -1.0"),
-        ({"least": float("inf")}, "least must be a finite strength"),
-        ({"most": 0.5}, r"most must be a finite strength of at least 1.0, got 0\.5"),
+        ({"shrinkage": 1.5}, "shrinkage must be at least 0 and at most 1, got 1.5"),
+        ({"least": -1.0}, "least must be at least 0, got -1.0"),
+        ({"least": float("inf")}, "least must be finite and at least 0"),
+        ({"most": 0.5}, r"most must be at least 1, got 0\.5"),
         ({"strength": 1.0}, "strength"),
     ],
 )

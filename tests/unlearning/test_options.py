@@ -11,12 +11,9 @@ from contracts.errors import InputError
 from unlearning import methods
 from unlearning.options import check_numbers
 
-# Its ranges are checked as it profiles (test_erase_linear).
-LATER = ("erase-linear",)
 OWN = [
     (name, field.name, get_type_hints(methods.method_named(name).Options)[field.name])
     for name in methods.names()
-    if name not in LATER
     for field in fields(methods.method_named(name).Options)
 ]
 NUMBERS = [(name, option, kind) for name, option, kind in OWN if {int, float} & {kind, *get_args(kind)}]

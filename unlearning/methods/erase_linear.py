@@ -47,6 +47,7 @@ from unlearning.labelled_inputs import input_moments
 from unlearning.layer_steps import LayerStep, best_layer
 from unlearning.leace import Erasure, LabelledMoments, fit_erasure
 from unlearning.linear_layers import LinearLayer, Updates, linear_layers
+from unlearning.options import check_numbers
 from unlearning.request import JOINT, Outcome, Profile, Progress, UnlearnInputs
 from unlearning.search_split import SearchSplit, SplitView
 from unlearning.stepping import search_step, smallest_or_closest
@@ -64,12 +65,20 @@ class Options:
     shrinkage: of the inputs' covariance towards its mean diagonal, in 0..1; None for `SHRINKAGE`.
     least: smallest strength; 1 erases fully, 0 looks for the smallest change that hides the concept.
     most: largest strength; 1 never goes beyond the erasure, None has no limit.
+
+    Raises:
+        InputError: an option is out of its range.
     """
 
     layer: str | None = None
     shrinkage: float | None = None
     least: float = 1.0
     most: float | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "shrinkage", at_least=0, at_most=1)
+        check_numbers(self, "least", at_least=0)
+        check_numbers(self, "most", at_least=self.least)
 
 
 def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: Progress) -> Profile:
@@ -83,7 +92,7 @@ def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: P
         InputError: an option is out of its range, or the layer cannot take an erasure.
         ModelError: a layer's inputs are not finite.
     """
-    options = _options(method)
+    options = from_plain(Options, method.options)
     layers = _asked_layers(model, method, options.layer)
     scores: list[LayerScore] = []
     updates: Updates = {}
@@ -121,7 +130,7 @@ def edit(
         if layer.weight in known
     }
     split = SearchSplit(model, inputs, method, layers)
-    search = _StrengthSearch(split, label, inputs.targets, _options(method))
+    search = _StrengthSearch(split, label, inputs.targets, from_plain(Options, method.options))
     best = best_layer(search.layers(layers, progress))
     updates = layers[best.layer]
     curve = search.curve(best, updates, progress)
@@ -159,17 +168,6 @@ def _asked_layers(model: ClipModel, method: Method, named: str | None) -> list[L
     if tower_of(named) not in method.towers:
         raise InputError(f"{named} is not in the tower asked for, {' or '.join(method.towers)}")
     return found
-
-
-def _options(method: Method) -> Options:
-    options = from_plain(Options, method.options)
-    if options.shrinkage is not None and not 0.0 <= options.shrinkage <= 1.0:
-        raise InputError(f"shrinkage must lie in 0..1, got {options.shrinkage}")
-    if not 0.0 <= options.least < float("inf"):
-        raise InputError(f"least must be a finite strength of at least 0, got {options.least}")
-    if options.most is not None and not max(options.least, 0.0) <= options.most < float("inf"):
-        raise InputError(f"most must be a finite strength of at least {options.least}, got {options.most}")
-    return options
 
 
 def _label(concepts: Sequence[str]) -> str:
