@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import open_clip
@@ -128,8 +129,8 @@ def explicitly(model: ClipModel, layer: LinearLayer, erasure: Callable[[Tensor],
 
     def first_argument(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if isinstance(module, nn.Conv2d):
-            return (mapped(erasure, args[0].movedim(1, -1)).movedim(-1, 1),)
-        return (mapped(erasure, args[0]),)
+            return (erasure(args[0].movedim(1, -1)).movedim(-1, 1),)
+        return (erasure(args[0]),)
 
     if "attnpool" in own:
         pool, maps = model.net.visual.attnpool, (erasure, same) if "v_proj" in own else (same, erasure)
@@ -146,7 +147,7 @@ def explicitly(model: ClipModel, layer: LinearLayer, erasure: Callable[[Tensor],
         )
     elif own in ("visual.proj", "text_projection"):
         norm = model.net.visual.ln_post if own == "visual.proj" else model.net.ln_final
-        handle = norm.register_forward_hook(lambda module, args, output: mapped(erasure, output))
+        handle = norm.register_forward_hook(lambda module, args, output: erasure(output))
     else:
         handle = owner.register_forward_pre_hook(first_argument)
     with handle:
@@ -163,7 +164,7 @@ def assert_folding_is_erasing_first(
         # An exact erasure of these inputs and a strong one: the second moves everything.
         for shrinkage in (0.05, 1.0):
             erasure = fit_erasure(moments[layer.weight], shrinkage, affine=layer.bias is not None)
-            with explicitly(model, layer, erasure):
+            with explicitly(model, layer, partial(mapped, erasure)):
                 expected = raw_features(model, tower, inputs)
             updates = layer.updates(model.parameters, erasure)
             assert set(updates) == set(layer.tensors)
