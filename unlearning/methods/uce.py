@@ -75,7 +75,8 @@ def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: P
     mean square of what it does to retained outputs, in units of their variance.
 
     Raises:
-        ModelError: a tower is of a type that `unlearning.keys` does not know, or features are not finite.
+        ModelError: a tower is of a type that `unlearning.keys` does not know, features are not finite, or
+            epsilon is too small for rounding.
     """
     options = from_plain(Options, method.options)
     scores: dict[str, list[LayerScore]] = {inputs.class_ids[target]: [] for target in inputs.targets}

@@ -84,7 +84,8 @@ def edit(
 
     Raises:
         InputError: the profile is of other concepts, the UNet is not to be edited, or no context is known.
-        ModelError: what enters a matrix is not finite, or every anchor breaks the model.
+        ModelError: what enters a matrix is not finite, epsilon is too small for rounding, or every anchor
+            breaks the model.
     """
     check_profile(profile, inputs)
     options = from_plain(Options, method.options)
@@ -120,7 +121,7 @@ def turns_by_place(
 
     Raises:
         InputError: no context is known.
-        ModelError: what enters a matrix is not finite.
+        ModelError: what enters a matrix is not finite, or epsilon is too small for rounding.
     """
     if not inputs.contexts:
         raise InputError("no caption of the request names its class: there is nothing to rewrite")
