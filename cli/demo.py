@@ -103,8 +103,7 @@ def carry_out(workspace: Workspace, shown: Demo) -> list[dict[str, Any]]:
         from tasks.log import say
         from tasks.models import import_model
         from tasks.requests import take_in
-        from tasks.results import stored_result
-        from tasks.stores import open_ledger
+        from tasks.results import decided_result
 
         with workspace.run_folder("demo") as scratch:
             folder = _reference_model(shown.path, scratch)
@@ -117,13 +116,7 @@ def carry_out(workspace: Workspace, shown: Demo) -> list[dict[str, Any]]:
         from flows.unlearn import unlearn
 
         api.wait()
-        ledger = open_ledger(workspace)
-        return [
-            unlearn(request)
-            if ledger.get(request).evidence.report is None
-            else stored_result(workspace, request)
-            for request in requests
-        ]
+        return [decided_result(workspace, request) or unlearn(request) for request in requests]
 
 
 def _reference_model(path: str, scratch: Path) -> Path:

@@ -91,13 +91,17 @@ def log_to_terminal(level: int) -> None:
 
 
 def main() -> None:
-    """Run the command; errors that slugline raises on purpose become one line and exit code 2."""
+    """Run the command; errors of slugline's own and of the file system become one line and exit code 2."""
     try:
         # Without standalone mode click returns the code of an `Exit` instead of leaving with it.
         sys.exit(slugline(prog_name="slugline", standalone_mode=False))
     except SluglineError as error:
         click.echo(f"slugline: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        click.echo(f"slugline: {error.strerror or type(error).__name__}{where}", err=True)
+        sys.exit(EXIT_BAD_INPUT)
     except click.Abort:
         click.echo("slugline: interrupted; run the same command again to continue", err=True)
         sys.exit(130)

@@ -62,6 +62,8 @@ def print_run(run: dict[str, Any]) -> None:
                 f"  {name:<28} {level['before']:.2f} -> {level['after']:.2f} {unit}, "
                 f"loss at most {level['upper95']:.2f} {unit}"
             )
+    for gate in run.get("missed", ()):  # results of an earlier version have none
+        click.echo(f"  missed  {gate}")
     click.echo(f"  edited  {edits}")
     click.echo(f"  report  {run['report']}")
     click.echo(f"  certificate  {run['certificate']}")

@@ -40,12 +40,16 @@ def add(source: Path, out: Path, role: Any, public: bool, as_json: bool, **optio
     of image paths and captions, or a webdataset .tar.  Sets are personal unless --public says otherwise.
     """
     from data.adding import add_set
+    from intake.workspace import Workspace
 
+    Workspace.open()  # DVC makes its site cache inside, and would make the folder for everybody
     summary = add_set(source, out, role, personal=not public, **options)
     if as_json:
         print_json(to_plain(summary))
     else:
-        click.echo(f"{out}: {summary.n_items} items of {summary.n_drawings} images; now commit {out}.dvc")
+        ignored = out.parent / ".gitignore"  # by which git leaves the images alone, in every clone
+        click.echo(f"{out}: {summary.n_items} items of {summary.n_drawings} images")
+        click.echo(f"now commit {out}.dvc and {ignored}")
 
 
 @sets.command()

@@ -313,6 +313,7 @@ class RunResult:
     forget, retain: n, and the rate that a run of this family is told by (`contracts.metrics.HEADLINES`), as
         <metric>_before and <metric>_after; of what is forgotten <metric>_after_upper95, of what is retained
         drop_upper95.
+    missed: gates that did not pass.
     """
 
     request: str
@@ -328,3 +329,4 @@ class RunResult:
     report: str
     seconds: Mapping[str, float] = field(default_factory=dict)
     levels: Mapping[str, Level] = field(default_factory=dict)
+    missed: tuple[str, ...] = ()

@@ -17,7 +17,11 @@ from tasks.recheck import recheck
 def sweep(model: str) -> dict[str, Any]:
     """Finish what was interrupted, run what is pending, re-check what was erased.
 
-    A request that ends in an error does not stop the others; it stays pending for the next sweep.
+    A request that ends in an error, of whatever kind, does not stop the others; it stays pending for the next
+    sweep.
+
+    Raises:
+        InputError: there is no such model.
 
     Returns:
         `runs` (results of `unlearn`), `errors` (request id to class of error), `rechecks`.
@@ -30,6 +34,9 @@ def sweep(model: str) -> dict[str, Any]:
             runs.append(unlearn(request_id))
         except SluglineError as error:
             say(f"{request_id}: {type(error).__name__}: {error}")
+            errors[request_id] = type(error).__name__
+        except Exception as error:  # its text is not ours and may tell of the forget set
+            say(f"{request_id}: {type(error).__name__}")
             errors[request_id] = type(error).__name__
     rechecks = recheck(model)
     for standing in rechecks:

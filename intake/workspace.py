@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ class Workspace:
     def open(cls, root: Path | None = None, environ: Mapping[str, str] | None = None) -> "Workspace":
         """The workspace at `root`, its folders created, private to the user (mode 0700).
 
+        A home that was there before keeps its mode, but if everybody may write there, others are shut out:
+        who can replace the ledger can replace what it says.
+
         Args:
             root: the home folder; None takes SLUGLINE_HOME, else `.slugline` in the current folder.
             environ: where SLUGLINE_HOME, SLUGLINE_LEDGER_URL and MLFLOW_TRACKING_URI are looked up;
@@ -54,6 +58,8 @@ class Workspace:
             folders = [workspace.runs, workspace.reports, workspace.evidence, workspace.locks]
             for folder in (home, *folders, workspace.cache):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if home.stat().st_mode & stat.S_IWOTH:
+                home.chmod(0o700)
         except OSError as error:
             raise InputError(f"the workspace {home} cannot be created: {error.strerror}") from None
         return workspace

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from intake.workspace import Workspace
 from tasks.publish import loads
-from tasks.stores import open_promoter
+from tasks.stores import open_promoter, open_registry
 
 if TYPE_CHECKING:
     from registry.promotion import PromotionRecord
@@ -48,5 +48,11 @@ def roll_back(model: str, expect_champion: str, allow_reinstating: bool) -> Prom
 
 @task(name="reconcile", cache_policy=NO_CACHE)
 def reconcile(model: str) -> PromotionRecord | None:
-    """Finish or close an alias move that a killed process left."""
-    return open_promoter(Workspace.open()).reconcile(model)
+    """Finish or close an alias move that a killed process left.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    workspace = Workspace.open()
+    open_registry(workspace).aliases(model)  # an unknown model has nothing to finish, and nobody would notice
+    return open_promoter(workspace).reconcile(model)

@@ -229,15 +229,18 @@ def _copy_gates(repo: Path, path: str, destination: Path) -> str:
 
 
 def threads() -> int:
-    """Threads of a run: SLUGLINE_THREADS, else one per core up to eight.
+    """Threads of a run: SLUGLINE_THREADS, else OMP_NUM_THREADS, else one per core of its own, up to eight.
 
     Raises:
         InputError: the variable is no number above 0.
     """
-    given = os.environ.get(THREADS_VARIABLE) or str(min(os.cpu_count() or 1, 8))
-    if not given.isdecimal() or int(given) < 1:
-        raise InputError(f"{THREADS_VARIABLE} is {given!r}, a number above 0 is needed")
-    return int(given)
+    for variable in (THREADS_VARIABLE, "OMP_NUM_THREADS"):
+        # Of nested parallelism OMP_NUM_THREADS names every level; ours is the first.
+        if given := os.environ.get(variable, "").partition(",")[0]:
+            if not given.isdecimal() or int(given) < 1:
+                raise InputError(f"{variable} is {given!r}, a number above 0 is needed")
+            return int(given)
+    return min(len(os.sched_getaffinity(0)), 8)
 
 
 def device() -> str:

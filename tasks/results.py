@@ -8,6 +8,8 @@ from contracts.canonical import canonical_bytes
 from contracts.errors import EvidenceError
 from contracts.values import RunResult
 from intake.workspace import Workspace
+from tasks.run import OUTCOMES
+from tasks.stores import open_ledger
 
 RESULT = "result.json"
 
@@ -20,12 +22,16 @@ def keep_result(workspace: Workspace, result: RunResult) -> None:
     os.replace(partial, folder / RESULT)
 
 
-def stored_result(workspace: Workspace, request_id: str) -> dict[str, Any]:
-    """The result of a decided request.
+def decided_result(workspace: Workspace, request_id: str) -> dict[str, Any] | None:
+    """The result of a request, None if it is not decided.
 
     Raises:
-        EvidenceError: it is not in this workspace.
+        InputError: there is no such request.
+        EvidenceError: it is decided, but its result is not in this workspace.
+        StoreUnreachable: the ledger does not answer.
     """
+    if open_ledger(workspace).get(request_id).state not in OUTCOMES.values():
+        return None
     try:
         text = (workspace.evidence / request_id / RESULT).read_text(encoding="utf-8")
     except OSError:

@@ -177,8 +177,11 @@ def test_a_request_that_is_not_there(workspace: Workspace, slugline: Slugline, r
         assert "crimson" not in said  # it may be somebody's name
 
 
-def test_a_request_that_is_decided(done_workspace: Workspace, slugline: Slugline, done: Done) -> None:
-    assert f"{done.request_id} is passed and will not run again" in sentence(slugline("run", done.request_id))
+def test_a_request_that_is_decided_is_shown_again(
+    done_workspace: Workspace, slugline: Slugline, done: Done
+) -> None:
+    shown = slugline("run", done.request_id, "--json")
+    assert (shown.code, json.loads(shown.out)["certificate"]) == (0, done.result["certificate"])
     assert f"{done.request_id} is passed and cannot be cancelled" in sentence(
         slugline("request", "cancel", done.request_id)
     )
@@ -202,6 +205,20 @@ def test_the_real_command_prints_no_traceback(workspace: Workspace, add: Callabl
 
     assert said.stderr == f"slugline: the registry {DEAD} does not answer\n"
     assert (said.returncode, said.stdout) == (2, "")
+
+
+def test_a_file_system_that_refuses_is_one_sentence(
+    workspace: Workspace, slugline: Slugline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", "/srv/slugline/locks")
+
+    monkeypatch.setattr("intake.workspace.Workspace.open", refused)
+    assert sentence(slugline("models", "list")) == "slugline: Permission denied: /srv/slugline/locks"
+
+
+def test_a_sweep_of_a_model_that_is_not_there(workspace: Workspace, slugline: Slugline) -> None:
+    assert "the registry has no model 'nosuch'" in sentence(slugline("sweep", "--model", "nosuch"))
 
 
 def test_a_failed_gate_exits_3_and_leaves_the_champion(

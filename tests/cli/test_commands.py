@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -273,6 +274,7 @@ class TestSets:
             "licence": "unstated",
         }
         assert Path(f"{out}.dvc").is_file()
+        assert stat.S_IMODE(Path(os.environ["SLUGLINE_HOME"]).stat().st_mode) == 0o700
         checked = json.loads(slugline("sets", "check", out, str(in_world.root / "sets/retain"), "--json").out)
         assert [s["role"] for s in checked["sets"]] == ["forget", "retain"]
         assert "forget   8 items, 4 drawings" in slugline("sets", "check", out).out

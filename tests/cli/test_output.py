@@ -35,3 +35,11 @@ def test_a_few_changed_tensors_are_named_and_the_others_counted(
     assert (" more" in line) == (tensors > NAMED)
     if tensors > NAMED:
         assert line.endswith(f"and {tensors - NAMED} more")
+
+
+def test_the_gates_that_were_missed_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    gate = "neighbours.ta1.drop.upper95 <= 0.15"
+    print_run({**result(1), "verdict": "failed", "promoted": False, "missed": [gate]})
+    assert f"  missed  {gate}" in capsys.readouterr().out.splitlines()
+    print_run(result(1))
+    assert "missed" not in capsys.readouterr().out

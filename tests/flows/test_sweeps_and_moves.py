@@ -57,6 +57,30 @@ def test_a_sweep_runs_what_waits_and_rechecks_what_passed(done_workspace: Worksp
     assert len(open_registry(done_workspace).versions(MODEL)) == 3
 
 
+def test_an_error_that_is_not_ours_does_not_stop_the_others(
+    done_workspace: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    waiting = [take_in(done_workspace, MODEL, "object", FORGET_TWO).id for _ in range(2)]
+    tried: list[str] = []
+
+    def refused(request_id: str) -> None:
+        tried.append(request_id)
+        raise PermissionError(13, "Permission denied", "/somewhere/a name")
+
+    monkeypatch.setattr("flows.sweep.unlearn", refused)
+    found = sweep(MODEL)
+
+    assert found["errors"] == dict.fromkeys(waiting, "PermissionError")
+    assert sorted(tried) == sorted(waiting)
+    assert len(found["rechecks"]) == 1
+    assert "a name" not in caplog.text
+
+
+def test_a_sweep_of_an_unknown_model_says_so(done_workspace: Workspace) -> None:
+    with pytest.raises(InputError, match="no model 'nosuch'"):
+        sweep("nosuch")
+
+
 def test_a_candidate_that_knows_again_what_was_erased_fails(
     done_workspace: Workspace, done: Done, tmp_path: Path
 ) -> None:

@@ -44,6 +44,20 @@ def test_a_file_in_the_place_of_the_home_is_one_clear_error(tmp_path: Path) -> N
         Workspace.open(tmp_path / "home", environ={})
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [(0o777, 0o700), (0o707, 0o700), (0o775, 0o775), (0o700, 0o700)]
+)
+def test_a_home_that_everybody_may_write_to_is_closed(tmp_path: Path, before: int, after: int) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(before)
+
+    workspace = Workspace.open(home, environ={})
+
+    assert stat.S_IMODE(home.stat().st_mode) == after
+    assert stat.S_IMODE(workspace.evidence.stat().st_mode) == 0o700
+
+
 def test_a_run_folder_is_private_and_removed_at_exit(tmp_path: Path) -> None:
     workspace = Workspace.open(tmp_path, environ={})
 

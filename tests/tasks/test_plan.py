@@ -14,6 +14,7 @@ import pytest
 from contracts.errors import InputError, SetError
 from contracts.values import Plan, Rederivation
 from data.layout import concept_id, items_sha256, read_items
+from tasks.plan import threads as threads_of_a_run
 from tests.repository import git
 from tests.world import (
     FORGET,
@@ -121,6 +122,19 @@ def test_a_forget_set_that_cannot_serve_is_refused(
 def test_a_gate_file_that_cannot_decide_is_refused(plan_of: PlanOf, gates: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         plan_of(options={"gates": gates})
+
+
+def test_threads_are_the_houses_then_open_mps_then_one_per_core_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(3)))
+    monkeypatch.delenv("SLUGLINE_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads_of_a_run() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "2,1")
+    assert threads_of_a_run() == 2
+    monkeypatch.setenv("SLUGLINE_THREADS", "5")
+    assert threads_of_a_run() == 5
 
 
 @pytest.mark.parametrize("threads", ["0", "two"])
