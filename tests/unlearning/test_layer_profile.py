@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unlearning.families.clip import CandidateLayer
-from unlearning.profile import pareto_front, score_layers
+from unlearning.layer_scores import pareto_front, score_layers
 
 # Few distinct values, so that ties are common.
 SCORES = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=30)

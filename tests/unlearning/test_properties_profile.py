@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contracts.values import LayerScore
 from unlearning.families.clip import CandidateLayer, tower_of
-from unlearning.profile import score_layers
+from unlearning.layer_scores import score_layers
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=150)
 

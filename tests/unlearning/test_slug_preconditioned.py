@@ -14,11 +14,11 @@ from unlearning import ClipModel, UnlearnInputs, methods, unlearn
 from unlearning.families.clip import tower_of
 from unlearning.gradients import forget_gradient
 from unlearning.inplace import edited
+from unlearning.layer_scores import score_layers
 from unlearning.layer_steps import LayerStep
 from unlearning.moment_sums import MatrixForm, Moments
 from unlearning.moments import retain_gradient_and_sums
 from unlearning.moments_solve import Preconditioner
-from unlearning.profile import score_layers
 from unlearning.request import JOINT, Profile
 from unlearning.search_split import SearchSplit
 from unlearning.stepping import Stepper

@@ -37,8 +37,8 @@ from unlearning.families import Forgetting
 from unlearning.families.clip import ClipModel
 from unlearning.gradients import Gradients
 from unlearning.inplace import apply, edited, requiring_grad
+from unlearning.layer_scores import score_layers
 from unlearning.options import check_numbers
-from unlearning.profile import score_layers
 from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
 from unlearning.search import smallest_reaching
 from unlearning.stepping import FIRST_RELATIVE_STEP

@@ -35,7 +35,7 @@ from typing import Literal
 from contracts.canonical import from_plain
 from contracts.values import LayerScore, Method
 from unlearning.families import ANY, Editable, Progress, Request
-from unlearning.profile import score_layers
+from unlearning.layer_scores import score_layers
 from unlearning.request import Outcome, Profile
 from unlearning.stepping import FirstStep, step_and_edit, tenth_of_weight
 

@@ -26,9 +26,9 @@ from contracts.canonical import from_plain
 from contracts.errors import InputError
 from contracts.values import LayerScore, Method
 from unlearning.families import ANY, Editable, Progress, Request
+from unlearning.layer_scores import score_layers
 from unlearning.moments_solve import Preconditioner
 from unlearning.options import check_numbers
-from unlearning.profile import score_layers
 from unlearning.request import JOINT, Outcome, Profile
 from unlearning.retain_statistics import Wanted
 from unlearning.stepping import step_and_edit

@@ -252,7 +252,7 @@ def test_a_direction_that_no_answer_depends_on_is_refused(
     concept = inputs.class_ids[TARGET]
     direction = torch.ones_like(model.clip.parameters[layer])
     with pytest.raises(ModelError, match=r"behind the one|belongs to 0 stages"):
-        edit(model, VlmRequest(inputs, TASK), method, Profile({}, {concept: {layer: direction}}))
+        edit(model, VlmRequest(inputs, TASK), method, Profile({concept: ()}, {concept: {layer: direction}}))
     assert changed(before, model) == set()
 
 
