@@ -37,8 +37,9 @@ def test_the_result_has_the_shape_that_the_demo_prints(done: Done) -> None:
 
     assert set(result) == {
         *("request", "concepts", "verdict", "promoted", "base_version", "version", "edited"),
-        *("forget", "retain", "certificate", "report", "seconds", "levels"),
+        *("forget", "retain", "certificate", "report", "seconds", "levels", "missed"),
     }
+    assert result["missed"] == []
     assert set(result["edited"][0]) == {"layer", "tower", "step_size"}
     assert set(result["forget"]) == {"n", "fa1_before", "fa1_after", "fa1_after_upper95"}
     assert set(result["retain"]) == {"n", "ta1_before", "ta1_after", "drop_upper95"}
