@@ -182,7 +182,7 @@ def forget(
     rates, likeness = found.rates, found.levels["retain.likeness"]
     return {
         "verdict": verdict.decision,
-        "missed": [gate.gate for gate in verdict.gates if gate.result != "passed"],
+        "missed": list(verdict.missed),
         "reached_target": outcome.reached_target,
         "cpu_seconds": round(spent, 1),
         "tensors": len(outcome.edits),

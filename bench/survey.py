@@ -87,7 +87,7 @@ def _row(figures: Measurements, verdict: Verdict, layers: list[str]) -> dict[str
     )
     return {
         "verdict": verdict.decision,
-        "missed": [g.gate for g in verdict.gates if g.result != "passed"],
+        "missed": list(verdict.missed),
         "layers": layers,
         "fa1_before": before.estimate,
         "fa1_after": after.estimate,

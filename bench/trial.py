@@ -140,7 +140,7 @@ def _verdict(verdict: Verdict) -> Row:
     erasure = all(gate.result == "passed" for gate in verdict.gates if gate.kind == "erasure")
     return {
         "verdict": verdict.decision,
-        "missed": [gate.gate for gate in verdict.gates if gate.result != "passed"],
+        "missed": list(verdict.missed),
         "erased": erasure and verdict.decision != "insufficient evidence",
     }
 

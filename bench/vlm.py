@@ -198,7 +198,7 @@ def forget(
     verdict = run_suite(load_suite(repo / house.gates), figures).verdict
     return {
         "verdict": verdict.decision,
-        "missed": [gate.gate for gate in verdict.gates if gate.result != "passed"],
+        "missed": list(verdict.missed),
         "reached_target": outcome.reached_target,
         "layers": [edit.layer for edit in outcome.edits],
         "cpu_seconds": round(spent, 1),

@@ -283,6 +283,11 @@ class Verdict:
     suite_sha256: str
 
     @property
+    def missed(self) -> tuple[str, ...]:
+        """The gates that did not pass."""
+        return tuple(gate.gate for gate in self.gates if gate.result != "passed")
+
+    @property
     def own_erasure(self) -> tuple[GateOutcome, ...]:
         """The erasure gates on what this request forgets; not those taken over from earlier requests."""
         return tuple(g for g in self.gates if g.kind == "erasure" and g.metric.startswith("forget."))

@@ -32,11 +32,10 @@ def sweep(model: str) -> dict[str, Any]:
     for request_id in pending(model):
         try:
             runs.append(unlearn(request_id))
-        except SluglineError as error:
-            say(f"{request_id}: {type(error).__name__}: {error}")
-            errors[request_id] = type(error).__name__
-        except Exception as error:  # its text is not ours and may tell of the forget set
-            say(f"{request_id}: {type(error).__name__}")
+        except Exception as error:
+            # A text that is not ours may tell of the forget set.
+            told = f": {error}" if isinstance(error, SluglineError) else ""
+            say(f"{request_id}: {type(error).__name__}{told}")
             errors[request_id] = type(error).__name__
     rechecks = recheck(model)
     for standing in rechecks:

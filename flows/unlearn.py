@@ -118,7 +118,7 @@ def _result(
         report=page,
         seconds=to_plain(seconds),
         levels=measured.levels,
-        missed=tuple(gate.gate for gate in verdict.gates if gate.result != "passed"),
+        missed=verdict.missed,
     )
 
 

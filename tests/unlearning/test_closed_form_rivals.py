@@ -238,11 +238,10 @@ def test_the_score_is_importance_times_disagreement() -> None:
     assert razor.value(replace(score, alignment=-1.0), 1.0) == pytest.approx(6.0)
 
 
-def test_the_layers_above_the_threshold_get_the_combined_gradient(model: ClipModel, task) -> None:
-    inputs = task.inputs(0, TARGET)
-    method = replace(task.method, name="razor", options={"ratio": 2.0})
-    profile = methods.profile(model, inputs, method)
-    layers = [c.name for c in model.candidates()]
+def gradients(
+    model: ClipModel, inputs: Any, method: Any, layers: list[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Of the forget and of the retain loss, at the present weights."""
     forget = forget_gradient(model, inputs.forget_images, inputs.forget_captions, layers, 1000)
     retain = retain_gradient(
         model,
@@ -253,6 +252,15 @@ def test_the_layers_above_the_threshold_get_the_combined_gradient(model: ClipMod
         micro_batch=1000,
         seed=inputs.seed,
     )
+    return forget, retain
+
+
+def test_the_layers_above_the_threshold_get_the_combined_gradient(model: ClipModel, task) -> None:
+    inputs = task.inputs(0, TARGET)
+    method = replace(task.method, name="razor", options={"ratio": 2.0})
+    profile = methods.profile(model, inputs, method)
+    layers = [c.name for c in model.candidates()]
+    forget, retain = gradients(model, inputs, method, layers)
     phi = {}
     for layer in layers:
         cosine = functional.cosine_similarity(forget[layer].flatten(), retain[layer].flatten(), dim=0)
@@ -368,16 +376,7 @@ def published(
         present = [model.parameters[layer].requires_grad_() for layer in layers]
         drift = torch.autograd.grad((cosines() - original).square().mean(), present)
         model.net.requires_grad_(False)
-        forget = forget_gradient(model, inputs.forget_images, inputs.forget_captions, layers, 1000)
-        retain = retain_gradient(
-            model,
-            inputs.retain_images,
-            inputs.retain_captions,
-            layers,
-            retain_batch=method.retain_batch,
-            micro_batch=1000,
-            seed=inputs.seed,
-        )
+        forget, retain = gradients(model, inputs, method, layers)
         cosine = {
             k: functional.cosine_similarity(forget[k].flatten(), retain[k].flatten(), 0) for k in layers
         }
