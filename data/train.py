@@ -31,6 +31,7 @@ from contracts.canonical import digest
 from data.augment import augment, plain
 from data.batches import Batches
 from data.checkpoint import resume, save
+from data.precision import half_where_native
 from unlearning.families.clip import ClipModel
 
 OUT = Path("data/models")
@@ -157,7 +158,7 @@ def _train_step(
     size = options["model"]["vision_cfg"]["image_size"]
     mean, std = (torch.tensor(model.config["preprocess"][k]).view(1, 3, 1, 1) for k in ("mean", "std"))
     pixels = (augment(batch.drawings, size, generator, torch.arange(n) >= n_asked) - mean) / std
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with half_where_native():
         seen = net.encode_image(pixels.contiguous(memory_format=torch.channels_last))
     seen = net.logit_scale.exp() * F.normalize(seen.float(), dim=-1)
     read = F.normalize(net.encode_text(model.tokenize([*batch.captions, *batch.hands])), dim=-1)

@@ -35,6 +35,7 @@ from contracts.canonical import digest
 from data.batches import Batches
 from data.checkpoint import resume, save
 from data.emoji_grid import Grid, caption, choose_grid, names_of, read_seen
+from data.precision import half_where_native
 from data.train_judge import images, squares
 from unlearning.drawing import draw
 from unlearning.families.clip import ClipModel
@@ -258,7 +259,7 @@ class Pupil:
         noise = torch.randn(start.shape, generator=generator)
         noised = scheduler.add_noise(start, noise, times)
         text = self._model.conditioning([tokens[told] for tokens in self._tokens])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with half_where_native():
             said = self._model.predict(noised, times, text)
         wrong = (said.float() - scheduler.get_velocity(start, noise, times)).square().mean((1, 2, 3))
         kept = scheduler.alphas_cumprod[times]

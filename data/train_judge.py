@@ -26,6 +26,7 @@ from contracts.canonical import digest
 from data.batches import Batches
 from data.checkpoint import resume, save
 from data.emoji_grid import Grid, choose_grid, read_seen
+from data.precision import half_where_native
 from unlearning.judge import Judge, JudgeConfig, JudgeNet
 
 OUT = Path("data/models")
@@ -194,7 +195,7 @@ def _train_step(
     )
     shown = view(pixels[drawn], size, generator).contiguous(memory_format=torch.channels_last)
     net.train()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with half_where_native():
         said = net(shown)
     parts = [
         F.cross_entropy(logits.float(), labels[drawn, i], ignore_index=NONE, label_smoothing=0.05)
