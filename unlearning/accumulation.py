@@ -1,6 +1,6 @@
 """Sums of gradients in fp32: over micro-batches, then over processes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from contracts.errors import ModelError
 from unlearning import distributed
-from unlearning.encoders import Compute
-from unlearning.families import Editable
+from unlearning.encoders import FULL_PRECISION, Compute
+from unlearning.families import Editable, Watch
 
 Gradients = dict[str, Tensor]
 
@@ -73,3 +73,45 @@ class GradientSum:
         if self._compute.autocast is not torch.float16:
             return ""
         return f": float16 with loss scale {self._compute.loss_scale:g}, try a smaller one or bfloat16"
+
+
+def mean_gradient(
+    model: Editable,
+    layers: Sequence[str],
+    n: int,
+    micro_batch: int,
+    losses: Callable[[Tensor], Iterable[Tensor]],
+    *,
+    compute: Compute = FULL_PRECISION,
+    watch: Watch | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Gradients:
+    """Gradient of a mean over n items, streamed; every process takes its share of them.
+
+    Args:
+        model: whose `layers` require gradients.
+        layers: weight names.
+        n: items of the whole set.
+        micro_batch: items at a time; decides memory, not the result.
+        losses: of the items in these rows (n,): scalars that add up to their mean loss, asked for one by one,
+            so that the graph of one is gone before the next one is made.
+        compute: precision, for the scale of the loss.
+        watch: shown every scalar and its rows.
+        progress: called with (items done, items).
+
+    Raises:
+        ModelError: a gradient is not finite (the message names the tensor), or the model has no weight of
+            a name.
+    """
+    total = GradientSum(model, layers, compute, divisor=n)
+    for rows in torch.split(torch.arange(n)[distributed.share(n)], micro_batch):
+        if not len(rows):  # fewer items than processes
+            continue
+        for loss in losses(rows):
+            if watch is not None:
+                watch(loss, rows)
+            total.add(loss * (len(rows) / n))
+            del loss
+        if progress is not None:
+            progress(int(rows[-1]) + 1, n)
+    return total.total()

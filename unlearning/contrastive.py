@@ -17,11 +17,9 @@ from torch import Tensor
 from contracts.errors import InputError
 from contracts.values import Tower
 from unlearning import distributed
+from unlearning.families import Watch
 from unlearning.families.clip import ClipModel
 from unlearning.objectives import retain_loss
-
-# Called with features (n, D) that carry a graph and the row numbers (n,) of their items in the whole set.
-Watch = Callable[[Tensor, Tensor], None]
 
 
 def batches(order: Tensor, size: int) -> list[Tensor]:

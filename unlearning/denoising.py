@@ -30,14 +30,14 @@ Shapes: N pictures, K draws of each, C x h x w latents.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from contracts.errors import InputError
-from unlearning import distributed
-from unlearning.accumulation import Gradients, GradientSum
-from unlearning.encoders import FULL_PRECISION
+from unlearning.accumulation import Gradients, mean_gradient
+from unlearning.families import Watch
 from unlearning.families.clip import Images
 from unlearning.families.diffusion import Conditioning, DiffusionModel
 from unlearning.inplace import requiring_grad
@@ -84,7 +84,6 @@ def forget_gradient(
     *,
     draws: Draws,
     micro_batch: int,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Gradients:
     """Gradient of the forget loss L_f, mean over items and draws; **ascending** it forgets.
 
@@ -96,17 +95,12 @@ def forget_gradient(
         layers: weight names, as in `model.candidates()`.
         draws: how a picture is noised.
         micro_batch: pictures at a time, each in all its draws; decides memory, not the result.
-        progress: called with (pictures done, pictures).
 
     Raises:
         InputError: there are no pictures, or not as many captions or goals.
         ModelError: a gradient is not finite, or the model has no weight of a name.
     """
-    total = GradientSum(model, layers, FULL_PRECISION)
-    with requiring_grad(model.net, layers):
-        for part, weight in _parts(model, images, captions, goal, draws, micro_batch, progress):
-            total.add(weight * part.forget_loss())
-    return total.total()
+    return _gradient(NoisedPictures(model, images, captions, goal, draws), layers, micro_batch)
 
 
 def retain_gradient(
@@ -117,7 +111,7 @@ def retain_gradient(
     *,
     draws: Draws,
     micro_batch: int,
-    watch: Callable[[Tensor, Tensor], None] | None = None,
+    watch: Watch | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Gradients:
     """Gradient of the denoising loss, mean over items and draws.
@@ -129,9 +123,9 @@ def retain_gradient(
         layers: weight names.
         draws: how a picture is noised.
         micro_batch: pictures at a time, each in all its draws; decides memory, not the result.
-        watch: called with every part of the loss before it is differentiated, and with the row numbers of its
-            pictures: with `Collector.watch` second moments of all positions of a text that reach the UNet
-            are collected, which turn a forget gradient into the step that disturbs retained texts least.
+        watch: shown every part of the loss: with `Collector.watch` second moments of all positions of a text
+            that reach the UNet are collected, which turn a forget gradient into the step that disturbs
+            retained texts least.
         progress: called with (pictures done, pictures).
 
     Raises:
@@ -140,42 +134,84 @@ def retain_gradient(
     """
     if len(set(captions)) < 2:
         raise InputError("the retain captions are all alike: they must be the pictures' own")
-    total = GradientSum(model, layers, FULL_PRECISION)
-    with requiring_grad(model.net, layers):
-        for part, weight in _parts(model, images, captions, None, draws, micro_batch, progress):
-            loss = weight * part.forget_loss()
-            if watch is not None:
-                watch(loss, part.rows)
-            total.add(loss)
-    return total.total()
+    pictures = NoisedPictures(model, images, captions, None, draws)
+    return _gradient(pictures, layers, micro_batch, watch, progress)
 
 
-@torch.no_grad()
-def forget_loss(
-    model: DiffusionModel,
-    images: Images,
-    captions: Sequence[str],
-    goal: Conditioning | None,
-    *,
-    draws: Draws,
+def _gradient(
+    pictures: "NoisedPictures",
+    layers: Sequence[str],
     micro_batch: int,
-) -> float:
-    """L_f at the present weights; with a `goal` taken at the original ones, how far a text tower has come.
+    watch: Watch | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Gradients:
+    def losses(rows: Tensor) -> Iterator[Tensor]:
+        yield pictures.part(rows).forget_loss()
+
+    model = pictures.model
+    with requiring_grad(model.net, layers):
+        return mean_gradient(
+            model, layers, len(pictures), micro_batch, losses, watch=watch, progress=progress
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NoisedPictures:
+    """Captioned pictures in all their draws, and what the UNet's predictions are held against.
+
+    Attributes:
+        model: at the weights of the moment.
+        images: uint8 (N, H, W, 3).
+        captions: N texts.
+        goal: `neutral` of N captions; None where predictions are held against the noise itself.
+        draws: how a picture is noised.
 
     Raises:
-        InputError: see `forget_gradient`.
+        InputError: there are no pictures, or not as many captions or goals.
     """
-    parts = _parts(model, images, captions, goal, draws, micro_batch, None)
-    return sum(weight * float(part.forget_loss()) for part, weight in parts)
+
+    model: DiffusionModel
+    images: Images
+    captions: Sequence[str]
+    goal: Conditioning | None
+    draws: Draws
+
+    def __post_init__(self) -> None:
+        n, goal = len(self.images), self.goal
+        if n == 0 or n != len(self.captions) or (goal is not None and n != len(goal.states)):
+            raise InputError(f"{n} pictures do not match {len(self.captions)} captions and their goals")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def _tokens(self) -> Sequence[Tensor]:
+        return self.model.tokenize(self.captions)
+
+    def part(self, rows: Tensor) -> "NoisedPart":
+        """The pictures `rows` (n,)."""
+        schedule = self.model.scheduler
+        latents = self.model.encode(torch.as_tensor(self.images)[rows])
+        latents = latents.repeat_interleave(self.draws.count, dim=0)
+        times, noise = _drawn(rows, latents.shape[1:], self.draws, schedule.config["num_train_timesteps"])
+        times, noise = times.to(latents.device), noise.to(latents)
+        velocity = schedule.config["prediction_type"] == "v_prediction"
+        return NoisedPart(
+            self.model,
+            schedule.add_noise(latents, noise, times),
+            times,
+            schedule.get_velocity(latents, noise, times) if velocity else noise,
+            [own[rows] for own in self._tokens],
+            None if self.goal is None else self.goal[rows],
+        )
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
+@dataclass(frozen=True, eq=False, repr=False)
+class NoisedPart:
     """Some pictures in all their draws, n * K rows.
 
     Attributes:
         model: at the weights of the moment.
-        rows: (n,) where in the set the pictures stand.
         noised: latents (n * K, C, h, w).
         times: (n * K,) timesteps.
         wanted: (n * K, C, h, w) what a perfect prediction would be.
@@ -184,7 +220,6 @@ class _Part:
     """
 
     model: DiffusionModel
-    rows: Tensor
     noised: Tensor
     times: Tensor
     wanted: Tensor
@@ -192,54 +227,19 @@ class _Part:
     goal: Conditioning | None
 
     def forget_loss(self) -> Tensor:
-        """Mean of L_f over the rows."""
-        told, goal = self._every(self.model.conditioning(self.tokens)), self.wanted
+        """L_f, mean over the rows."""
+        wanted = self.wanted
         if self.goal is not None:
             with torch.no_grad():
-                goal = self.model.predict(self.noised, self.times, self._every(self.goal))
-        distance = (self.model.predict(self.noised, self.times, told) - goal).square().mean()
+                wanted = self.predicted(self.goal)
+        distance = (self.predicted(self.model.conditioning(self.tokens)) - wanted).square().mean()
         return distance if self.goal is None else -distance
 
-    def _every(self, told: Conditioning) -> Conditioning:
-        """The conditioning of each picture for each of its draws."""
-        return told[torch.arange(len(self.rows)).repeat_interleave(len(self.times) // len(self.rows))]
-
-
-def _parts(
-    model: DiffusionModel,
-    images: Images,
-    captions: Sequence[str],
-    goal: Conditioning | None,
-    draws: Draws,
-    micro_batch: int,
-    progress: Callable[[int, int], None] | None,
-) -> Iterator[tuple[_Part, float]]:
-    """The pictures, `micro_batch` at a time, and the share of the mean that each part has."""
-    n = len(images)
-    if n == 0 or n != len(captions) or (goal is not None and n != len(goal.states)):
-        raise InputError(f"{n} pictures do not match {len(captions)} captions and their goals")
-    pictures, tokens, schedule = torch.as_tensor(images), model.tokenize(captions), model.scheduler
-    for rows in torch.split(torch.arange(n)[distributed.share(n)], micro_batch):
-        if not len(rows):  # fewer pictures than processes
-            continue
-        latents = model.encode(pictures[rows]).repeat_interleave(draws.count, dim=0)
-        times, noise = _drawn(rows, latents.shape[1:], draws, schedule.config["num_train_timesteps"])
-        times, noise = times.to(latents.device), noise.to(latents)
-        velocity = schedule.config["prediction_type"] == "v_prediction"
-        yield (
-            _Part(
-                model,
-                rows,
-                schedule.add_noise(latents, noise, times),
-                times,
-                schedule.get_velocity(latents, noise, times) if velocity else noise,
-                [own[rows] for own in tokens],
-                None if goal is None else goal[rows],
-            ),
-            len(rows) / n,
-        )
-        if progress is not None:
-            progress(int(rows[-1]) + 1, n)
+    def predicted(self, told: Conditioning) -> Tensor:
+        """(n * K, C, h, w) what the UNet predicts if it is told this of each of the n pictures."""
+        n_draws = len(self.times) // len(told.states)
+        every = torch.arange(len(told.states)).repeat_interleave(n_draws)
+        return self.model.predict(self.noised, self.times, told[every])
 
 
 def _drawn(rows: Tensor, shape: Sequence[int], draws: Draws, n_times: int) -> tuple[Tensor, Tensor]:

@@ -24,9 +24,10 @@ from torch import Tensor
 from contracts.errors import InputError, ModelError
 from contracts.values import Tower
 from unlearning import distributed
-from unlearning.accumulation import Gradients, GradientSum
-from unlearning.contrastive import Watch, batches, surrogates
+from unlearning.accumulation import Gradients, GradientSum, mean_gradient
+from unlearning.contrastive import batches, surrogates
 from unlearning.encoders import FULL_PRECISION, Compute, Encoders, encoders
+from unlearning.families import Watch
 from unlearning.families.clip import ClipModel, Images, tower_of
 from unlearning.objectives import forget_loss
 
@@ -56,17 +57,13 @@ def forget_gradient(
         ModelError: a gradient is not finite (the message names the tensor).
     """
     pixels, tokens = _checked(model, images, captions)
-    n = len(pixels)
-    total = GradientSum(model, layers, compute, divisor=n)
-    own = torch.arange(n)[distributed.share(n)]
     edited = {tower_of(layer) for layer in layers}
     with encoders(model, layers, compute) as encode:
-        for rows in torch.split(own, micro_batch):
-            if len(rows):  # fewer items than processes
-                for loss in _forget_losses(encode, pixels[rows], tokens[rows], edited):
-                    total.add(loss * (len(rows) / n))
-                    del loss  # its graph, before the next one is made
-    return total.total()
+
+        def losses(rows: Tensor) -> Iterator[Tensor]:
+            return _forget_losses(encode, pixels[rows], tokens[rows], edited)
+
+        return mean_gradient(model, layers, len(pixels), micro_batch, losses, compute=compute)
 
 
 def _forget_losses(

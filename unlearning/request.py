@@ -9,13 +9,11 @@ from torch import Tensor
 
 from contracts.errors import InputError
 from contracts.values import Edit, LayerScore, Method, StepTrial, Tower
-from unlearning.families import Progress
+from unlearning.families import Progress, Watch
 from unlearning.families.clip import ClipModel
 from unlearning.gradients import Gradients, forget_gradient, retain_gradient
 from unlearning.labels import check_labels
-from unlearning.moment_sums import Moments
-from unlearning.moments import retain_gradient_and_sums
-from unlearning.retain_statistics import KnownRetain, Wanted
+from unlearning.retain_statistics import KnownRetain
 from unlearning.search_split import SearchSplit
 
 __all__ = ["JOINT", "Outcome", "Profile", "Progress", "UnlearnInputs", "check_method"]
@@ -91,8 +89,18 @@ class UnlearnInputs:
         captions = [self.forget_captions[i] for i in rows]
         return forget_gradient(model, self.forget_images[rows], captions, layers, micro_batch)
 
+    @property
+    def n_retained(self) -> int:
+        """N_r."""
+        return len(self.retain_images)
+
     def retain_gradient(
-        self, model: ClipModel, layers: Sequence[str], method: Method, progress: Progress
+        self,
+        model: ClipModel,
+        layers: Sequence[str],
+        method: Method,
+        progress: Progress,
+        watch: Watch | None = None,
     ) -> Gradients:
         """See `unlearning.gradients.retain_gradient`."""
         return retain_gradient(
@@ -103,46 +111,9 @@ class UnlearnInputs:
             retain_batch=method.retain_batch,
             micro_batch=method.micro_batch,
             seed=self.seed,
+            watch=watch,
             progress=lambda done, total: progress("retain gradient", done, total),
         )
-
-    def retain_gradient_and_moments(
-        self,
-        model: ClipModel,
-        layers: Sequence[str],
-        method: Method,
-        *,
-        widest: int,
-        with_outputs: bool,
-        known: Wanted | None,
-        progress: Progress,
-    ) -> tuple[Gradients, dict[str, Moments]]:
-        """See `unlearning.moments.retain_gradient_and_sums`; from `known_retain` if there is any.
-
-        Raises:
-            InputError: what is known was measured for another method or seed.
-        """
-        if self.known_retain is not None:
-            if self.known_retain.statistics.wanted != known:
-                raise InputError(
-                    "the known retain statistics are not those that this method and seed ask for"
-                )
-            moments = self.known_retain.moments(model, layers, method.micro_batch)
-            return self.known_retain.statistics.gradient, moments
-        gradient, sums = retain_gradient_and_sums(
-            model,
-            self.retain_images,
-            self.retain_captions,
-            layers,
-            retain_batch=method.retain_batch,
-            micro_batch=method.micro_batch,
-            seed=self.seed,
-            widest=widest,
-            with_outputs=with_outputs,
-            progress=lambda done, total: progress("retain gradient", done, total),
-        )
-        # Popped, so that sums and means of all layers are never there together.
-        return gradient, {layer: sums.pop(layer).mean() for layer in list(sums)}
 
     def search_split(self, model: ClipModel, method: Method, layers: Collection[str] = ()) -> SearchSplit:
         """See `unlearning.search_split`."""

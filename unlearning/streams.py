@@ -16,8 +16,9 @@ from contracts.errors import InputError
 from contracts.values import Tower
 from unlearning import distributed
 from unlearning.accumulation import Gradients, GradientSum
-from unlearning.contrastive import Watch, surrogates
+from unlearning.contrastive import surrogates
 from unlearning.encoders import FULL_PRECISION, Compute, Encoders, encoders
+from unlearning.families import Watch
 from unlearning.families.clip import ClipModel, Images, tower_of
 
 

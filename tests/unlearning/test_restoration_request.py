@@ -13,6 +13,7 @@ from unlearning.families.restoration import RestorationModel
 from unlearning.families.restoration_request import Pairs, RestorationRequest, mean_squares, psnr
 from unlearning.inplace import edited
 from unlearning.request import Outcome
+from unlearning.retain_side import retain_gradient_and_moments
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +95,15 @@ def test_second_moments_are_those_of_the_unfolded_inputs(model: RestorationModel
     request, layer = sets().request(), "output.weight"
     seen: list[torch.Tensor] = []
     hook = model.net.get_submodule("output").register_forward_hook(lambda _, args, out: seen.append(args[0]))
-    _, moments = request.retain_gradient_and_moments(
-        model, [layer], METHOD, widest=1024, with_outputs=False, known=None, progress=lambda *told: None
+    _, moments = retain_gradient_and_moments(
+        request,
+        model,
+        [layer],
+        METHOD,
+        widest=1024,
+        with_outputs=False,
+        wanted=None,
+        progress=lambda *told: None,
     )
     hook.remove()
     # Places are thinned out, so the mean is that of a sample of the windows.
@@ -112,10 +120,10 @@ def test_moments_of_fewer_pairs_than_processes_are_refused_before_anything_is_co
 ) -> None:
     request = replace(sets().request(), retain=pairs(1, 3, (NOISY,)))
     told: list[str] = []
-    asked = {"widest": 1024, "with_outputs": False, "known": None, "progress": lambda *done: told.append("")}
+    asked = {"widest": 1024, "with_outputs": False, "wanted": None, "progress": lambda *done: told.append("")}
 
     def moments() -> None:
-        request.retain_gradient_and_moments(model, ["output.weight"], METHOD, **asked)
+        retain_gradient_and_moments(request, model, ["output.weight"], METHOD, **asked)
 
     moments()
     assert told  # one process has what it needs

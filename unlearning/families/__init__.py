@@ -21,14 +21,16 @@ from contracts.errors import ModelError
 from contracts.values import Method, Objective, Tower
 
 if TYPE_CHECKING:
-    from unlearning.moment_sums import Moments
-    from unlearning.retain_statistics import Wanted
+    from unlearning.retain_statistics import KnownRetain
 
 FAMILIES = ("clip", "restoration", "vlm", "diffusion")
 ANY = FAMILIES  # for a method that asks for nothing but the protocols here
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, total)."""
+
+Watch = Callable[[Tensor, Tensor], None]
+"""Shown a result that carries a graph, before it is differentiated, and the row numbers of its items (n,)."""
 
 
 @dataclass(frozen=True)
@@ -218,35 +220,23 @@ class Request(Protocol):
     ) -> dict[str, Tensor]:
         """Gradient of what forgetting ascends, mean over the forget items of these targets."""
 
-    def retain_gradient(
-        self, model: Any, layers: Sequence[str], method: Method, progress: Progress
-    ) -> dict[str, Tensor]:
-        """Gradient of what retaining descends, mean over the retain set."""
+    @property
+    def n_retained(self) -> int:
+        """How many retain items `retain_gradient` is a mean over."""
 
-    def retain_gradient_and_moments(
+    @property
+    def known_retain(self) -> "KnownRetain | None":
+        """Statistics of the whole retain set at the model's weights, where somebody has them."""
+
+    def retain_gradient(
         self,
         model: Any,
         layers: Sequence[str],
         method: Method,
-        *,
-        widest: int,
-        with_outputs: bool,
-        known: "Wanted | None",
         progress: Progress,
-    ) -> "tuple[dict[str, Tensor], dict[str, Moments]]":
-        """`retain_gradient`, and second moments of what enters (and leaves) the layers that are matrices.
-
-        They come in the order of the backward pass.
-
-        Args:
-            model: at the weights to measure at; they stay as they are.
-            layers: weight names.
-            method: names the batch sizes.
-            widest: layers with more inputs have no moments taken.
-            with_outputs: whether the output factor is wanted too.
-            known: statistics of the whole retain set that would do, if the request was handed them.
-            progress: told how far it is.
-        """
+        watch: Watch | None = None,
+    ) -> dict[str, Tensor]:
+        """Gradient of what retaining descends, mean over the retain set, whose rows `watch` is told."""
 
     def search_split(self, model: Any, method: Method, layers: Collection[str] = ()) -> Split:
         """The search split at the model's present weights.

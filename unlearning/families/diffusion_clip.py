@@ -11,22 +11,16 @@ pictures for either way (`diffusion_request`).  The CLIP's text tower is the mod
 tensors; its vision tower is there if the model was imported with its CLIP.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 from contracts.errors import InputError
 from contracts.values import Method
 from unlearning import gradients
 from unlearning.accumulation import Gradients
-from unlearning.families import Progress
+from unlearning.families import Progress, Watch
 from unlearning.families.clip import Images
 from unlearning.families.diffusion import CLIPS, DiffusionModel
 from unlearning.families.diffusion_text import ConditioningClip
-from unlearning.moment_sums import Moments
-from unlearning.moments import retain_gradient_and_sums
-
-Found = TypeVar("Found")
 
 
 def forget_gradient(
@@ -63,78 +57,32 @@ def retain_gradient(
     method: Method,
     seed: int,
     progress: Progress,
+    watch: Watch | None = None,
 ) -> Gradients:
     """Gradient of the contrastive loss, mean over batches of `method.retain_batch` drawings.
 
     Args:
-        model: at the weights to differentiate at; they stay as they are.
+        model: at the weights to measure at; they stay as they are.
         images: uint8 (N, H, W, 3).
         captions: N texts, each of its own drawing.
         layers: weight names of text towers.
         method: names the batch sizes.
         seed: of the order of batches.
         progress: told how far it is.
+        watch: shown the features of every CLIP.
 
     Raises:
         InputError: as `forget_gradient`, or all captions are alike.
         ModelError: a gradient is not finite (the message names the tensor).
     """
-    found: Gradients = {}
-    take = gradients.retain_gradient
-    for part, gradient in _retain_side(model, images, captions, layers, method, seed, progress, take):
-        found |= _named(part, gradient)
-    return found
-
-
-def retain_gradient_and_moments(
-    model: DiffusionModel,
-    images: Images,
-    captions: Sequence[str],
-    layers: Sequence[str],
-    method: Method,
-    seed: int,
-    *,
-    widest: int,
-    with_outputs: bool,
-    progress: Progress,
-) -> tuple[Gradients, dict[str, Moments]]:
-    """`retain_gradient`, and second moments of what passes the layers that are matrices.
-
-    Raises:
-        InputError: see `retain_gradient`.
-        ModelError: a gradient or a moment is not finite (the message names the tensor).
-    """
-    found: Gradients = {}
-    moments: dict[str, Moments] = {}
-    take = partial(retain_gradient_and_sums, widest=widest, with_outputs=with_outputs)
-    for part, (gradient, sums) in _retain_side(model, images, captions, layers, method, seed, progress, take):
-        found |= _named(part, gradient)
-        moments |= _named(part, {layer: sums[layer].mean() for layer in sums})
-    return found, moments
-
-
-def _retain_side(
-    model: DiffusionModel,
-    images: Images,
-    captions: Sequence[str],
-    layers: Sequence[str],
-    method: Method,
-    seed: int,
-    progress: Progress,
-    take: Callable[..., Found],
-) -> Iterator[tuple[str, Found]]:
-    """What `take` finds on the retained drawings with each CLIP, and the prefix of the CLIP's weights.
-
-    Raises:
-        InputError: all captions are alike, or see `_by_clip`.
-    """
     if len(set(captions)) < 2:
         # With identical texts the image-to-text loss is constant and alignment means nothing.
         raise InputError("the retain captions are all alike: they must be the drawings' own")
+    found: Gradients = {}
     for part, clip, own in _by_clip(model, layers):
-        yield (
+        found |= _named(
             part,
-            take(
+            gradients.retain_gradient(
                 clip,
                 images,
                 captions,
@@ -142,9 +90,11 @@ def _retain_side(
                 retain_batch=method.retain_batch,
                 micro_batch=method.micro_batch,
                 seed=seed,
+                watch=watch,
                 progress=lambda done, total: progress("retain gradient", done, total),
             ),
         )
+    return found
 
 
 def _by_clip(
@@ -168,6 +118,6 @@ def _by_clip(
         yield part, encoder.clip, own
 
 
-def _named(part: str, found: Mapping[str, Found]) -> dict[str, Found]:
+def _named(part: str, found: Gradients) -> Gradients:
     """By the names that the diffusion model has for a CLIP's weights."""
-    return {f"{part}.{layer}": one for layer, one in found.items()}
+    return {f"{part}.{layer}": gradient for layer, gradient in found.items()}

@@ -21,7 +21,7 @@ Shapes: N drawings, P prompts, C classes, D classes of the other axis.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -34,13 +34,10 @@ from unlearning import denoising
 from unlearning.accumulation import Gradients
 from unlearning.denoising import Draws
 from unlearning.drawing import draw
-from unlearning.families import Forgetting, Progress, diffusion_clip, mean_if
+from unlearning.families import Forgetting, Progress, Watch, diffusion_clip, mean_if
 from unlearning.families.clip import Images
 from unlearning.families.diffusion import Conditioning, DiffusionModel, tower_of
 from unlearning.labels import check_labels, rows_of
-from unlearning.moment_sums import Moments
-from unlearning.moments_collector import Collector
-from unlearning.retain_statistics import Wanted
 
 Objective = Literal["unet", "clip"]
 
@@ -151,6 +148,7 @@ class DiffusionRequest:
     class_names: tuple[str, ...] = ()
     contexts: tuple[str, ...] = ()
     objective: Objective = "unet"
+    known_retain: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         check_labels(
@@ -189,8 +187,18 @@ class DiffusionRequest:
             model, images, captions, goal, layers, draws=self.draws, micro_batch=micro_batch
         )
 
+    @property
+    def n_retained(self) -> int:
+        """How many drawings are retained."""
+        return len(self.retain.labels)
+
     def retain_gradient(
-        self, model: DiffusionModel, layers: Sequence[str], method: Method, progress: Progress
+        self,
+        model: DiffusionModel,
+        layers: Sequence[str],
+        method: Method,
+        progress: Progress,
+        watch: Watch | None = None,
     ) -> Gradients:
         """Gradient of the retain objective over the retained drawings.
 
@@ -198,73 +206,27 @@ class DiffusionRequest:
             InputError: the retain captions are all alike, or see `forget_gradient`.
             ModelError: a gradient is not finite (the message names the tensor).
         """
+        images, captions = self.retain.images, self.retain.captions
         if self.objective == "clip":
-            images, captions = self.retain.images, self.retain.captions
             return diffusion_clip.retain_gradient(
-                model, images, captions, layers, method, self.seed, progress
+                model, images, captions, layers, method, self.seed, progress, watch
             )
-        return self._retain_side(model, layers, method, progress, None)
-
-    def retain_gradient_and_moments(
-        self,
-        model: DiffusionModel,
-        layers: Sequence[str],
-        method: Method,
-        *,
-        widest: int,
-        with_outputs: bool,
-        known: Wanted | None,
-        progress: Progress,
-    ) -> tuple[Gradients, dict[str, Moments]]:
-        """`retain_gradient`, and second moments of what passes the layers that are matrices.
-
-        Nothing is known beforehand.
-
-        Raises:
-            InputError: see `retain_gradient`.
-            ModelError: a gradient or a moment is not finite (the message names the tensor).
-        """
-        if self.objective == "clip":
-            return diffusion_clip.retain_gradient_and_moments(
-                model,
-                self.retain.images,
-                self.retain.captions,
-                layers,
-                method,
-                self.seed,
-                widest=widest,
-                with_outputs=with_outputs,
-                progress=progress,
-            )
-        matrices = {layer: w for layer in layers if (w := model.parameters[layer]).ndim > 1}
-        collector = Collector(matrices, len(self.retain.labels), widest, with_outputs)
-        gradient = self._retain_side(model, layers, method, progress, collector)
-        return gradient, collector.means()
+        return denoising.retain_gradient(
+            model,
+            images,
+            captions,
+            layers,
+            draws=self.draws,
+            micro_batch=method.micro_batch,
+            watch=watch,
+            progress=lambda done, total: progress("retain gradient", done, total),
+        )
 
     def search_split(
         self, model: DiffusionModel, method: Method, layers: Collection[str] = ()
     ) -> "DiffusionSplit":
         """The search split at the model's present weights; a tower is one stage, nothing enters `layers`."""
         return DiffusionSplit(model, self, method)
-
-    def _retain_side(
-        self,
-        model: DiffusionModel,
-        layers: Sequence[str],
-        method: Method,
-        progress: Progress,
-        collector: Collector | None,
-    ) -> Gradients:
-        return denoising.retain_gradient(
-            model,
-            self.retain.images,
-            self.retain.captions,
-            layers,
-            draws=self.draws,
-            micro_batch=method.micro_batch,
-            watch=None if collector is None else collector.watch,
-            progress=lambda done, total: progress("retain gradient", done, total),
-        )
 
 
 class DiffusionSplit:

@@ -14,8 +14,9 @@ that of minus the distance to the input.
 Shapes: N images of H x W pixels.  PSNR in dB, of values 0 to 1, the output clipped.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,18 +26,13 @@ from torch.nn import functional
 
 from contracts.errors import InputError
 from contracts.values import Method, Tower
-from unlearning import distributed
-from unlearning.accumulation import Gradients, GradientSum
-from unlearning.encoders import FULL_PRECISION
-from unlearning.families import Forgetting, Progress, earliest, mean_if
+from unlearning.accumulation import Gradients, mean_gradient
+from unlearning.families import Forgetting, Progress, Watch, earliest, mean_if
 from unlearning.families.restoration import RestorationModel
 from unlearning.families.restoration_stages import Activations
 from unlearning.inplace import requiring_grad
 from unlearning.labels import check_labels, rows_of
-from unlearning.moment_sums import Moments
-from unlearning.moments_collector import Collector
 from unlearning.resumable_pass import Entering, ResumablePass
-from unlearning.retain_statistics import Wanted
 
 Pixels = NDArray[np.uint8]
 # Parts of the images to keep, after each of which it is asked whether a layer can still be the best.
@@ -105,6 +101,7 @@ class RestorationRequest:
     search: Pairs
     seed: int = 0
     visible: float = 0.0
+    known_retain: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         check_labels(
@@ -126,63 +123,39 @@ class RestorationRequest:
         own = self.forget.of(targets)
         return _gradient(model, own.degraded, own.degraded, layers, micro_batch, sign=-1.0)
 
+    @property
+    def n_retained(self) -> int:
+        """How many pairs are retained."""
+        return len(self.retain)
+
     def retain_gradient(
-        self, model: RestorationModel, layers: Sequence[str], method: Method, progress: Progress
+        self,
+        model: RestorationModel,
+        layers: Sequence[str],
+        method: Method,
+        progress: Progress,
+        watch: Watch | None = None,
     ) -> Gradients:
         """Gradient of the mean L1 between output and clean image, over all retained pairs.
 
         Raises:
             ModelError: a gradient is not finite (the message names the tensor).
         """
-        return self._retain_side(model, layers, method, progress, None)
-
-    def retain_gradient_and_moments(
-        self,
-        model: RestorationModel,
-        layers: Sequence[str],
-        method: Method,
-        *,
-        widest: int,
-        with_outputs: bool,
-        known: Wanted | None,
-        progress: Progress,
-    ) -> tuple[Gradients, dict[str, Moments]]:
-        """`retain_gradient`, and second moments of what passes the layers that are matrices.
-
-        Nothing is known beforehand.
-
-        Raises:
-            ModelError: a gradient or a moment is not finite (the message names the tensor).
-        """
-        # Temperatures of heads and learnt prompts have more than one axis, too, but are no matrices.
-        matrices = {n: w for n in layers if (w := model.parameters[n]).ndim in (2, 4)}
-        collector = Collector(matrices, len(self.retain), widest, with_outputs)
-        gradient = self._retain_side(model, layers, method, progress, collector)
-        return gradient, collector.means()
-
-    def search_split(
-        self, model: RestorationModel, method: Method, layers: Collection[str] = ()
-    ) -> "RestorationSplit":
-        """The search split at the model's present weights; see `families.Request`."""
-        return RestorationSplit(model, self, method, layers)
-
-    def _retain_side(
-        self,
-        model: RestorationModel,
-        layers: Sequence[str],
-        method: Method,
-        progress: Progress,
-        collector: Collector | None,
-    ) -> Gradients:
         return _gradient(
             model,
             self.retain.degraded,
             self.retain.clean,
             layers,
             method.micro_batch,
-            watch=None if collector is None else collector.watch,
+            watch=watch,
             progress=lambda done, total: progress("retain gradient", done, total),
         )
+
+    def search_split(
+        self, model: RestorationModel, method: Method, layers: Collection[str] = ()
+    ) -> "RestorationSplit":
+        """The search split at the model's present weights; see `families.Request`."""
+        return RestorationSplit(model, self, method, layers)
 
 
 def _gradient(
@@ -193,25 +166,19 @@ def _gradient(
     micro_batch: int,
     *,
     sign: float = 1.0,
-    watch: Callable[[Tensor, Tensor], None] | None = None,
+    watch: Watch | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Gradients:
     """Gradient of sign * L1 between outputs and wanted images, mean over all pixels of all images."""
-    n = len(degraded)
-    total = GradientSum(model, layers, FULL_PRECISION)
-    own = torch.arange(n)[distributed.share(n)]
+
+    def losses(rows: Tensor) -> Iterator[Tensor]:
+        restored = model.forward(model.preprocess(degraded[rows.numpy()]))
+        yield sign * functional.l1_loss(restored, model.preprocess(wanted[rows.numpy()]))
+
     with requiring_grad(model.net, layers):
-        for rows in torch.split(own, micro_batch):
-            if not len(rows):  # fewer images than processes
-                continue
-            restored = model.forward(model.preprocess(degraded[rows.numpy()]))
-            if watch is not None:
-                watch(restored, rows)
-            loss = functional.l1_loss(restored, model.preprocess(wanted[rows.numpy()]))
-            total.add(loss * (sign * len(rows) / n))
-            if progress is not None:
-                progress(int(rows[-1]) + 1, n)
-    return total.total()
+        return mean_gradient(
+            model, layers, len(degraded), micro_batch, losses, watch=watch, progress=progress
+        )
 
 
 class RestorationSplit:

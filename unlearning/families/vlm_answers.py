@@ -10,7 +10,7 @@ Forgetting *ascends* it, as it ascends the cosine loss, so steps have the same s
 Shapes: n images asked for, T image tokens, C channels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from contracts.errors import InputError
-from unlearning import distributed
-from unlearning.accumulation import Gradients, GradientSum
-from unlearning.encoders import FULL_PRECISION
+from unlearning.accumulation import Gradients, mean_gradient
+from unlearning.families import Watch
 from unlearning.families.clip import Images
 from unlearning.families.vlm import VlmModel
 from unlearning.families.vlm_decoder import AnswerTask
@@ -63,7 +62,7 @@ def answer_gradient(
     micro_batch: int,
     task: AnswerTask,
     *,
-    watch: Callable[[Tensor, Tensor], None] | None = None,
+    watch: Watch | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Gradients:
     """Gradient of the mean loss of the names over all items, for the named layers.
@@ -75,7 +74,7 @@ def answer_gradient(
         layers: weight names.
         micro_batch: items at a time; decides memory, not the result.
         task: the question.
-        watch: shown the losses (n,) of some items and which items (n,) they are, before the backward pass.
+        watch: shown the loss of every micro-batch.
         progress: called with (items done, items).
 
     Raises:
@@ -86,17 +85,10 @@ def answer_gradient(
     if n == 0 or n != len(names):
         raise InputError(f"{n} images and {len(names)} names do not make a set of pairs")
     pixels = torch.as_tensor(images)
-    total = GradientSum(model, layers, FULL_PRECISION, divisor=n)
-    own = torch.arange(n)[distributed.share(n)]
+
+    def losses(rows: Tensor) -> Iterator[Tensor]:
+        features = model.features(pixels[rows], micro_batch)
+        yield name_loss(model, features, [names[i] for i in rows], task).loss.mean()
+
     with requiring_grad(model.net, layers):
-        for rows in torch.split(own, micro_batch):
-            if len(rows):  # fewer items than processes
-                features = model.features(pixels[rows], micro_batch)
-                loss = name_loss(model, features, [names[i] for i in rows], task).loss
-                if watch is not None:
-                    watch(loss, rows)
-                total.add(loss.sum() / n)
-                del loss, features  # their graph, before the next one is made
-                if progress is not None:
-                    progress(int(rows[-1]) + 1, n)
-    return total.total()
+        return mean_gradient(model, layers, n, micro_batch, losses, watch=watch, progress=progress)

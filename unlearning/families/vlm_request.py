@@ -16,7 +16,7 @@ Shapes: n images asked for, N images of the split, T image tokens, C channels.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,19 +24,16 @@ from torch import Tensor
 from contracts.errors import InputError, ModelError
 from contracts.values import Method, Tower
 from unlearning.accumulation import Gradients
-from unlearning.families import Forgetting, Progress, earliest, mean_if
+from unlearning.families import Forgetting, Progress, Watch, earliest, mean_if
 from unlearning.families.clip_stages import Batch
 from unlearning.families.vlm import VlmModel
 from unlearning.families.vlm_answers import answer_gradient, name_loss
 from unlearning.families.vlm_decoder import AnswerTask
 from unlearning.families.vlm_reader import ReadClip
 from unlearning.labels import rows_of
-from unlearning.moment_sums import Moments
-from unlearning.moments_collector import Collector
 from unlearning.naming import NAMED, Names
 from unlearning.request import UnlearnInputs
 from unlearning.resumable_pass import Entering, ResumablePass
-from unlearning.retain_statistics import Wanted
 
 Objective = Literal["answers", "clip"]
 
@@ -61,6 +58,7 @@ class VlmRequest:
     task: AnswerTask = field(default_factory=AnswerTask)
     objective: Objective = "answers"
     questions: tuple[str, ...] = ()
+    known_retain: ClassVar[None] = None
 
     @property
     def class_ids(self) -> tuple[str, ...]:
@@ -106,8 +104,22 @@ class VlmRequest:
         names = [self.inputs.class_names[self.inputs.forget_labels[i]] for i in own]
         return answer_gradient(model, self.inputs.forget_images[own], names, layers, micro_batch, self.task)
 
+    @property
+    def n_retained(self) -> int:
+        """How many retain items gradients are of: of answers, those whose captions name.
+
+        Raises:
+            InputError: no caption does.
+        """
+        return self.inputs.n_retained if self.objective == "clip" else len(self.retained[0])
+
     def retain_gradient(
-        self, model: VlmModel, layers: Sequence[str], method: Method, progress: Progress
+        self,
+        model: VlmModel,
+        layers: Sequence[str],
+        method: Method,
+        progress: Progress,
+        watch: Watch | None = None,
     ) -> Gradients:
         """Gradient of the retain objective over the retain set; of answers, the items whose captions name.
 
@@ -116,54 +128,7 @@ class VlmRequest:
             ModelError: a gradient is not finite (the message names the tensor), or there is no CLIP.
         """
         if self.objective == "clip":
-            return self.inputs.retain_gradient(_clip(model, layers), layers, method, progress)
-        return self._answers_of_retained(model, layers, method, progress, None)
-
-    def retain_gradient_and_moments(
-        self,
-        model: VlmModel,
-        layers: Sequence[str],
-        method: Method,
-        *,
-        widest: int,
-        with_outputs: bool,
-        known: Wanted | None,
-        progress: Progress,
-    ) -> tuple[Gradients, dict[str, Moments]]:
-        """`retain_gradient`, and second moments of what passes the layers that are matrices.
-
-        Raises:
-            InputError: see `retain_gradient`.
-            ModelError: a gradient or a moment is not finite (the message names the tensor), or there is
-                no CLIP.
-        """
-        if self.objective == "clip":
-            return self.inputs.retain_gradient_and_moments(
-                _clip(model, layers),
-                layers,
-                method,
-                widest=widest,
-                with_outputs=with_outputs,
-                known=known,
-                progress=progress,
-            )
-        matrices = {name: w for name in layers if (w := model.parameters[name]).ndim > 1}
-        collector = Collector(matrices, len(self.retained[0]), widest, with_outputs)
-        gradient = self._answers_of_retained(model, layers, method, progress, collector)
-        return gradient, collector.means()
-
-    def search_split(self, model: VlmModel, method: Method, layers: Collection[str] = ()) -> "AnswerSplit":
-        """The search split at the model's present weights; see `families.Request`."""
-        return AnswerSplit(model, self.inputs, method, self.task, layers)
-
-    def _answers_of_retained(
-        self,
-        model: VlmModel,
-        layers: Sequence[str],
-        method: Method,
-        progress: Progress,
-        collector: Collector | None,
-    ) -> Gradients:
+            return self.inputs.retain_gradient(_clip(model, layers), layers, method, progress, watch)
         rows, names = self.retained
         return answer_gradient(
             model,
@@ -172,9 +137,13 @@ class VlmRequest:
             layers,
             method.micro_batch,
             self.task,
-            watch=None if collector is None else collector.watch,
+            watch=watch,
             progress=lambda done, total: progress("retain gradient", done, total),
         )
+
+    def search_split(self, model: VlmModel, method: Method, layers: Collection[str] = ()) -> "AnswerSplit":
+        """The search split at the model's present weights; see `families.Request`."""
+        return AnswerSplit(model, self.inputs, method, self.task, layers)
 
 
 class AnswerSplit:

@@ -30,6 +30,7 @@ from unlearning.layer_scores import score_layers
 from unlearning.moments_solve import Preconditioner
 from unlearning.options import check_numbers
 from unlearning.request import JOINT, Outcome, Profile
+from unlearning.retain_side import retain_gradient_and_moments
 from unlearning.retain_statistics import Wanted
 from unlearning.stepping import step_and_edit
 
@@ -83,13 +84,14 @@ def profile(model: Editable, inputs: Request, method: Method, progress: Progress
             towers = " or ".join(method.towers)
             raise InputError(f"{options.layer!r} is no matrix of the {towers} tower that can be edited")
         named = {options.layer: named[options.layer]}
-    retain, moments = inputs.retain_gradient_and_moments(
+    retain, moments = retain_gradient_and_moments(
+        inputs,
         model,
         list(named),
         method,
         widest=options.widest,
         with_outputs=options.output_epsilon is not None,
-        known=statistics(method, inputs.seed),
+        wanted=statistics(method, inputs.seed),
         progress=progress,
     )
     candidates = [named[layer] for layer in named if layer in moments]

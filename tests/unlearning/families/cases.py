@@ -23,7 +23,7 @@ from tests.unlearning.conftest import NAMES, TEMPLATES, Task, train
 from tests.unlearning.families import vlm_tiny
 from tests.unlearning.families.conftest import diffusion as over_clips
 from tests.unlearning.families.test_diffusion_family import shrunken
-from unlearning.denoising import _parts
+from unlearning.denoising import NoisedPictures
 from unlearning.families.clip import ClipModel
 from unlearning.families.vlm import VlmModel
 from unlearning.families.vlm_answers import name_loss
@@ -147,18 +147,15 @@ def diffusion(model: Callable[[], Any], *towers: Any) -> Case:
     @torch.no_grad()
     def known(model: Any) -> Known:
         shown = request.forget
-        parts = list(_parts(model, shown.images, shown.captions, request.goal, request.draws, 8, None))
-        # As the UNet says them now: it may be what is edited.
-        wanted = [model.predict(part.noised, part.times, part._every(part.goal)) for part, _ in parts]
+        pictures = NoisedPictures(model, shown.images, shown.captions, request.goal, request.draws)
+        part = pictures.part(torch.arange(len(pictures)))
+        # As the UNet says it now: it may be what is edited.
+        wanted = part.predicted(part.goal)
 
         @torch.no_grad()
         def distance() -> float:
-            total = 0.0
-            for (part, weight), goal in zip(parts, wanted, strict=True):
-                told = part._every(model.conditioning(part.tokens))
-                said = model.predict(part.noised, part.times, told)
-                total += weight * float((said - goal).square().double().mean())
-            return total
+            said = part.predicted(model.conditioning(part.tokens))
+            return float((said - wanted).square().double().mean())
 
         return distance
 

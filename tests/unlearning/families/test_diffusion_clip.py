@@ -20,6 +20,7 @@ from unlearning import methods
 from unlearning.families.clip import ClipModel
 from unlearning.families.diffusion import DiffusionModel
 from unlearning.families.diffusion_request import DiffusionRequest
+from unlearning.retain_side import retain_gradient_and_moments
 
 Make = Callable[..., ClipModel]
 
@@ -47,8 +48,8 @@ def test_gradients_are_the_clips_own(whole: DiffusionModel) -> None:
     found = told.forget_gradient(whole, told.targets, layers, 1)
     for layer, grad in zip(layers, expected, strict=True):
         torch.testing.assert_close(found[layer], grad, atol=1e-6, rtol=1e-4)
-    retain, moments = told.retain_gradient_and_moments(
-        whole, layers, METHOD, widest=1024, with_outputs=False, known=None, progress=silent
+    retain, moments = retain_gradient_and_moments(
+        told, whole, layers, METHOD, widest=1024, with_outputs=False, wanted=None, progress=silent
     )
     alone = told.retain_gradient(whole, layers, METHOD, silent)
     assert all(torch.allclose(retain[layer], alone[layer], atol=1e-6) for layer in layers)
