@@ -8,8 +8,19 @@ from torch import Tensor
 from contracts.errors import ModelError
 from contracts.values import StepTrial
 
-Directions = Mapping[str, Mapping[str, Tensor]]
-"""Direction by concept id and layer; neither it nor the weight may have norm zero."""
+Updates = Mapping[str, Tensor]
+"""What is added to each of some tensors."""
+
+Directions = Mapping[str, Mapping[str, Updates]]
+"""By concept id and layer, what a unit step adds: to the layer's weight, and to its bias if that moves along.
+
+Neither a weight nor what is added to it may have norm zero.
+"""
+
+
+def scaled(updates: Updates, factor: float) -> dict[str, Tensor]:
+    """`factor` times what is added."""
+    return {name: update * factor for name, update in updates.items()}
 
 
 @dataclass(frozen=True)
@@ -42,11 +53,12 @@ class Combination:
     factor: float = 1.0
 
     def updates(self, directions: Directions, multiple: float = 1.0) -> dict[str, Tensor]:
-        """sum over concepts of step * direction, by layer, times `multiple`."""
+        """sum over concepts of step * direction, by tensor, times `multiple`."""
         total: dict[str, Tensor] = {}
         for step in self.steps:
-            update = directions[step.concept][step.layer] * (step.step_size * self.factor * multiple)
-            total[step.layer] = total[step.layer] + update if step.layer in total else update
+            own = scaled(directions[step.concept][step.layer], step.step_size * self.factor * multiple)
+            for name, update in own.items():
+                total[name] = total[name] + update if name in total else update
         return total
 
 

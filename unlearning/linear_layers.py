@@ -18,9 +18,6 @@ from unlearning.families import clip_timm_hf
 from unlearning.families.clip import ClipModel
 from unlearning.leace import Erasure
 
-Updates = dict[str, Tensor]
-"""What is added at strength 1, by tensor name."""
-
 Seen = Callable[[Any, tuple[Any, ...], Mapping[str, Any], Any], Tensor]
 """From a call of a module (itself, arguments, keyword arguments, output) to a layer's input (n, L, d)."""
 
@@ -56,8 +53,8 @@ class LinearLayer:
         """What an edit of the layer changes."""
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
-    def updates(self, parameters: Mapping[str, Tensor], erasure: Erasure) -> Updates:
-        """What folding the erasure adds to weight and bias; the bias is left out where there is none."""
+    def updates(self, parameters: Mapping[str, Tensor], erasure: Erasure) -> dict[str, Tensor]:
+        """What folding the erasure adds, at strength 1, to the weight and to the bias, if there is one."""
         weight = parameters[self.weight].detach()
         matrix_change, constant = erasure.folded(self._matrix(weight))
         updates = {self.weight: torch.zeros_like(weight)}

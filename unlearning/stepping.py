@@ -1,283 +1,21 @@
-"""Stepping along given directions: one searched step per concept and layer, then one factor for all together.
+"""One searched step: the best layer of every concept, chosen along a profile's directions, and the edit.
 
-A direction is the update of one weight per unit step: w + step * direction.  For SLUG it is the
-forget gradient itself.  This module measures and chooses steps; where directions come from is a
-method's business.
+How steps are measured is `unlearning.stepper`'s business; edits of many tensors at once have
+`unlearning.attempts`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from itertools import groupby
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from contracts.errors import InputError, ModelError
-from contracts.values import Edit, Method, StepTrial, Tower
+from contracts.errors import InputError
+from contracts.values import Method
 from unlearning.attempts import check_profile
-from unlearning.curve import measured_curve
-from unlearning.families import Editable, Forgetting, Request, Split, View, earliest
-from unlearning.inplace import apply, edited
-from unlearning.layer_steps import Combination, Directions, LayerStep, best_layer
+from unlearning.families import Editable, Request
+from unlearning.inplace import apply
+from unlearning.layer_steps import Combination, best_layer
 from unlearning.request import JOINT, Outcome, Profile, Progress
-from unlearning.search import StepSearch, smallest_step
-
-FIRST_RELATIVE_STEP = 0.1
-
-FirstStep = Callable[[float, float], float]
-"""The first step tried in a layer, from the norms of its weight and of its direction."""
-
-
-def tenth_of_weight(weight_norm: float, direction_norm: float) -> float:
-    """The step that changes a layer by a tenth of its norm, as in SLUG's released code."""
-    return FIRST_RELATIVE_STEP * weight_norm / direction_norm
-
-
-class Stepper:
-    """Searches steps on one search split; every call leaves the model's weights as they were, bit for bit.
-
-    Args:
-        split: the search split, built at the present weights.
-        directions: what to step along.
-        targets: class indices by concept id; several where `JOINT` stands for all concepts of a request.
-        concepts: ids of all concepts, what `JOINT` stands for in the record of an edit.
-        least: smallest step, and smallest common factor on steps; tried first, and taken if it will do.
-        first: where the search in a layer begins if there is no `least`.
-    """
-
-    def __init__(
-        self,
-        split: Split,
-        directions: Directions,
-        targets: Mapping[str, Sequence[int]],
-        concepts: Sequence[str],
-        least: float = 0.0,
-        first: FirstStep = tenth_of_weight,
-    ) -> None:
-        self._split, self._directions, self._targets = split, directions, targets
-        self._least, self._first = least, first
-        self._concepts = tuple(concepts)
-        self._all = [target for own in targets.values() for target in own]
-        self._weights, self._method = split.model.parameters, split.method
-
-    def search_layers(self, progress: Progress) -> dict[str, list[LayerStep]]:
-        """The best step of every layer that has a direction, by concept.
-
-        The searches run stage by stage and not concept by concept: every edit is undone exactly, so
-        their order is free, and one view (one stage's activations) at a time serves all concepts.
-        A layer where every tried step breaks the model is left out.  What a layer keeps is no longer
-        counted once another one is sure to be chosen before it: it counts as 0, its trial has no rate.
-        """
-        jobs = [(concept, layer) for concept, own in self._directions.items() for layer in own]
-        found: dict[tuple[str, str], LayerStep | None] = {}
-        best: dict[str, LayerStep] = {}
-        view = None
-        for (tower, stage), group in groupby(sorted(jobs, key=self._place), key=self._place):
-            view = self._split.view({tower: stage}, before=view)
-            for concept, layer in group:
-                step = found[concept, layer] = self._search_layer(view, concept, layer, best.get(concept))
-                if step is not None and step.reached:
-                    best[concept] = best_layer([step, *filter(None, [best.get(concept)])])
-                progress("step search", len(found), len(jobs))
-        steps: dict[str, list[LayerStep]] = {concept: [] for concept in self._directions}
-        for job in jobs:
-            step = found[job]
-            if step is not None:
-                steps[job[0]].append(step)
-        return steps
-
-    def search_factor(
-        self, steps: Sequence[LayerStep], progress: Progress
-    ) -> tuple[Combination, bool, list[StepTrial]]:
-        """The smallest common factor on several concepts' steps at which every concept meets the target.
-
-        A joint trial counts by its *worst* concept; the forget rate it records is over all items.
-
-        Returns:
-            The combination, whether it met the target (if not, it is the closest), and the trials.
-
-        Raises:
-            ModelError: every factor tried breaks the model.
-        """
-        whole = Combination(tuple(steps))
-        view, targets = self._view(whole), self._all
-        budget, tried = self._method.search_steps, 0
-
-        def observe(factor: float) -> Forgetting | None:
-            nonlocal tried
-            tried += 1
-            progress("joint step", tried, budget)
-            return self._observe(view, whole.updates(self._directions, factor), targets)
-
-        search = search_step(self._split, observe, targets, 1.0, self._least)
-        if not search.tried:
-            raise ModelError("no joint step leaves the model with finite features")
-        factor, _ = smallest_or_closest(search)
-        return (
-            replace(whole, factor=factor),
-            search.smallest is not None,
-            [self._trial(whole, f, seen) for f, seen in search.tried],
-        )
-
-    def curve(self, chosen: Combination, progress: Progress) -> tuple[StepTrial, ...]:
-        """Forget rate, forget cosine and retained rate at `CURVE_MULTIPLES` of the chosen step.
-
-        A multiple at which the features are no longer finite is left out.  The step itself is not measured
-        again if its search did so in full.
-        """
-        whole = self._measured_in_full(chosen)
-        seen = measured_curve(
-            self._split,
-            self._view(chosen),
-            self._all,
-            lambda multiple: chosen.updates(self._directions, multiple),
-            progress,
-            known=[1.0] * len(whole),
-        )
-        points = (
-            replace(self._trial(chosen, multiple, known), retained_rate=retained)
-            for multiple, known, retained in seen
-        )
-        return tuple(sorted((*whole, *points), key=lambda point: point.step_size))
-
-    def edits(self, chosen: Combination) -> tuple[Edit, ...]:
-        """One record per changed tensor; where concepts share it, `step_size` is the sum of their steps."""
-        records = []
-        for layer, update in chosen.updates(self._directions).items():
-            own = [step for step in chosen.steps if step.layer == layer]
-            size = sum(step.step_size for step in own) * chosen.factor
-            concepts = self._concepts if own[0].concept == JOINT else tuple(s.concept for s in own)
-            change = _norm(update) / _norm(self._weights[layer])
-            records.append(Edit(layer, self._tower(layer), size, concepts, change))
-        return tuple(records)
-
-    def _search_layer(
-        self, view: View, concept: str, layer: str, rival: LayerStep | None
-    ) -> LayerStep | None:
-        direction, targets = self._directions[concept][layer], self._targets[concept]
-        weight_norm, direction_norm = _norm(self._weights[layer]), _norm(direction)
-        search = search_step(
-            self._split,
-            lambda step: self._observe(view, {layer: direction * step}, targets),
-            targets,
-            self._first(weight_norm, direction_norm),
-            self._least,
-        )
-        if not search.tried:
-            return None
-        reached = search.smallest is not None
-        best, at_best = smallest_or_closest(search)
-        change = best * direction_norm / weight_norm
-        to_beat = rival if reached else None
-
-        def may_win(rate: float) -> bool:
-            return to_beat is None or (-rate, change) < to_beat.preference
-
-        with edited(self._weights, {layer: direction * best}):
-            retained = view.retained_rate_if(may_win)
-        trials = tuple(
-            StepTrial(
-                concept,
-                layer,
-                self._tower(layer),
-                step,
-                seen.rate,
-                seen.score,
-                retained if step == best else None,
-            )
-            for step, seen in search.tried
-        )
-        return LayerStep(
-            concept,
-            layer,
-            best,
-            reached,
-            at_best.worst,
-            retained or 0.0,
-            change,
-            trials,
-        )
-
-    def _measured_in_full(self, chosen: Combination) -> tuple[StepTrial, ...]:
-        """The trial of one concept's step, if all that the curve says of it is known exactly."""
-        if len(chosen.steps) > 1:
-            return ()
-        (step,) = chosen.steps
-        # A search led by margins may overstate what is still known, but not nothing.
-        return tuple(
-            trial
-            for trial in step.trials
-            if trial.step_size == step.step_size
-            and trial.forget_rate == 0.0
-            and trial.retained_rate is not None
-        )
-
-    def _observe(
-        self, view: View, updates: Mapping[str, Tensor], targets: Sequence[int]
-    ) -> Forgetting | None:
-        with edited(self._weights, updates):
-            return view.forgetting(targets, exact=self._method.step_rule == "bisection")
-
-    def _place(self, job: tuple[str, str]) -> tuple[Tower, int]:
-        return self._split.place(job[1])
-
-    def _tower(self, layer: str) -> Tower:
-        return self._split.place(layer)[0]
-
-    def _view(self, combination: Combination) -> View:
-        """A view that stands before the first edited stage of each edited tower."""
-        return self._split.view(earliest(self._split, (step.layer for step in combination.steps)))
-
-    def _trial(self, combination: Combination, multiple: float, seen: Forgetting) -> StepTrial:
-        """A point of a combination; of several concepts, `step_size` is the common factor on their steps."""
-        steps = combination.steps
-        layers = {step.layer for step in steps}
-        size = multiple * combination.factor * (steps[0].step_size if len(steps) == 1 else 1.0)
-        return StepTrial(
-            concept=steps[0].concept if len(steps) == 1 else JOINT,
-            layer=steps[0].layer if len(layers) == 1 else JOINT,
-            tower=self._tower(steps[0].layer),
-            step_size=size,
-            forget_rate=seen.rate,
-            forget_score=seen.score,
-        )
-
-
-def search_step(
-    split: Split,
-    observe: Callable[[float], Forgetting | None],
-    targets: Sequence[int],
-    first: float,
-    least: float,
-) -> StepSearch[Forgetting]:
-    """`smallest_step` with the rule, the target and the budget of the split's request.
-
-    Raises:
-        ModelError: the model gives features that are not finite as it is.
-    """
-    method, unedited = split.method, split.view({}).forgetting(targets)  # needs no forward pass
-    if unedited is None:
-        raise ModelError("the model gives features that are not finite on the search split")
-    return smallest_step(
-        observe,
-        lambda seen: seen.worst <= method.forget_target,
-        rule=method.step_rule,
-        first=first,
-        steps=method.search_steps,
-        at_zero=unedited.margin,
-        least=least,
-    )
-
-
-def smallest_or_closest(search: StepSearch[Forgetting]) -> tuple[float, Forgetting]:
-    """The smallest step that reached the target, else the one that came closest, and what was seen there.
-
-    Args:
-        search: with at least one step tried.
-    """
-    if search.smallest is not None:
-        return next(trial for trial in search.tried if trial[0] == search.smallest)
-    return min(search.tried, key=lambda trial: (trial[1].worst, trial[1].rate, trial[0]))
+from unlearning.stepper import FirstStep, Stepper, tenth_of_weight
 
 
 def step_and_edit(
@@ -286,14 +24,28 @@ def step_and_edit(
     method: Method,
     profile: Profile,
     progress: Progress,
+    *,
     least: float = 0.0,
+    most: float | None = None,
     first: FirstStep = tenth_of_weight,
+    moved_with: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Search every direction of every concept, choose a layer each, combine, and edit the model in place.
 
     The model must hold the weights that the profile was taken at.  Directions under `JOINT` alone are
-    stepped for all concepts at once: one layer, one step.  A method whose directions have a length that
-    means something names the `least` step; `first` is where the search in a layer begins without one.
+    stepped for all concepts at once: one layer, one step.
+
+    Args:
+        model: whose tensors are edited.
+        inputs: of the request.
+        method: names target and budget.
+        profile: with the directions.
+        progress: told how far it is.
+        least: smallest step, for a method whose directions have a length that means something.
+        most: largest step in a layer; None has no limit.
+        first: where the search in a layer begins without a `least`.
+        moved_with: by the name of a bias, the weight of the layer that it moves with; None where every tensor
+            of the profile is a layer of its own.
 
     Raises:
         InputError: the profile is of other concepts.
@@ -304,9 +56,9 @@ def step_and_edit(
     check_profile(profile, inputs)
     if set(profile.directions) != set(targets):
         raise InputError("the profile has directions of other concepts than the request names")
-    directions = {concept: profile.directions[concept] for concept in targets}
+    directions = {concept: _by_layer(profile.directions[concept], moved_with or {}) for concept in targets}
     split = inputs.search_split(model, method, {layer for own in directions.values() for layer in own})
-    stepper = Stepper(split, directions, targets, list(concepts), least, first)
+    stepper = Stepper(split, directions, targets, list(concepts), least, most, first)
     found = stepper.search_layers(progress)
     trials = [trial for steps in found.values() for step in steps for trial in step.trials]
     best = [best_layer(steps) for steps in found.values()]
@@ -319,5 +71,8 @@ def step_and_edit(
     return Outcome(edits, tuple(trials), curve, reached, profile.scores)
 
 
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor.detach().double()))
+def _by_layer(updates: Mapping[str, Tensor], moved_with: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, update in updates.items():
+        found.setdefault(moved_with.get(name, name), {})[name] = update
+    return found

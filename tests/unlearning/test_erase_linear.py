@@ -487,5 +487,5 @@ def test_progress_counts_every_part_to_its_end(model: ClipModel, task) -> None:
         told_of.setdefault(what, []).append((done, total))
 
     unlearn(model, task.inputs(TARGET), erase_linear(task.method), listen)
-    assert set(told_of) == {"layer inputs", "strength search", "curve"}
+    assert set(told_of) == {"layer inputs", "step search", "curve"}
     assert all(calls[-1][0] == calls[-1][1] for calls in told_of.values())

@@ -21,7 +21,7 @@ from unlearning.moments import retain_gradient_and_sums
 from unlearning.moments_solve import Preconditioner
 from unlearning.request import JOINT, Profile
 from unlearning.search_split import SearchSplit
-from unlearning.stepping import Stepper
+from unlearning.stepper import Stepper
 
 TARGET = 3
 PLAIN = MatrixForm(parts=1, stored_by_input=False)
@@ -282,7 +282,8 @@ def steps_of(
 ) -> dict[str, LayerStep]:
     """The smallest step that forgets, by layer, for the layers where there is one."""
     concept = inputs.class_ids[target]
-    stepper = Stepper(SearchSplit(model, inputs, method), profile.directions, {concept: [target]}, [concept])
+    directions = {concept: {layer: {layer: d} for layer, d in profile.directions[concept].items()}}
+    stepper = Stepper(SearchSplit(model, inputs, method), directions, {concept: [target]}, [concept])
     found = stepper.search_layers(lambda what, done, total: None)[concept]
     return {step.layer: step for step in found if step.reached}
 

@@ -37,20 +37,14 @@ from torch import Tensor
 
 from contracts.canonical import from_plain
 from contracts.errors import InputError
-from contracts.values import Edit, LayerScore, Method, StepTrial, Tower
-from unlearning.attempts import check_profile
-from unlearning.curve import measured_curve
-from unlearning.families import Forgetting
+from contracts.values import LayerScore, Method, Tower
 from unlearning.families.clip import ClipModel, tower_of
-from unlearning.inplace import apply, edited
 from unlearning.labelled_inputs import input_moments
-from unlearning.layer_steps import LayerStep, best_layer
 from unlearning.leace import Erasure, LabelledMoments, fit_erasure
-from unlearning.linear_layers import LinearLayer, Updates, linear_layers
+from unlearning.linear_layers import LinearLayer, linear_layers
 from unlearning.options import check_numbers
 from unlearning.request import JOINT, Outcome, Profile, Progress, UnlearnInputs
-from unlearning.search_split import SearchSplit, SplitView
-from unlearning.stepping import search_step, smallest_or_closest
+from unlearning.stepping import step_and_edit
 
 # Captions repeat a few templates: their covariance has so few large directions that a share of its mean
 # diagonal drowns the rest.  Measured on the reference model, where images bear more and gain by it.
@@ -95,7 +89,7 @@ def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: P
     options = from_plain(Options, method.options)
     layers = _asked_layers(model, method, options.layer)
     scores: list[LayerScore] = []
-    updates: Updates = {}
+    updates: dict[str, Tensor] = {}
     for tower, own in groupby(layers, key=lambda layer: tower_of(layer.weight)):
         searched = list(own)
         shrinkage = SHRINKAGE[tower] if options.shrinkage is None else options.shrinkage
@@ -120,26 +114,19 @@ def edit(
         InputError: the profile is of other concepts.
         ModelError: no layer tells the concepts, or every strength breaks the model.
     """
-    concepts = tuple(inputs.class_ids[target] for target in inputs.targets)
-    check_profile(profile, inputs)
-    label = _label(concepts)
-    known = profile.directions.get(label, {})
-    layers = {
-        layer.weight: {name: known[name] for name in layer.tensors}
-        for layer in linear_layers(model)
-        if layer.weight in known
-    }
-    split = SearchSplit(model, inputs, method, layers)
-    search = _StrengthSearch(split, label, inputs.targets, from_plain(Options, method.options))
-    best = best_layer(search.layers(layers, progress))
-    updates = layers[best.layer]
-    curve = search.curve(best, updates, progress)
-    edits = tuple(
-        Edit(name, tower_of(name), best.step_size, concepts, _change(model, best, name, update))
-        for name, update in updates.items()
+    options = from_plain(Options, method.options)
+    moved_with = {name: layer.weight for layer in linear_layers(model) for name in layer.tensors}
+    return step_and_edit(
+        model,
+        inputs,
+        method,
+        profile,
+        progress,
+        least=options.least,
+        most=options.most,
+        first=lambda weight_norm, direction_norm: 1.0,
+        moved_with=moved_with,
     )
-    apply(model.parameters, _scaled(updates, best.step_size))
-    return Outcome(edits, tuple(search.trials), curve, best.reached, profile.scores)
 
 
 def _asked_layers(model: ClipModel, method: Method, named: str | None) -> list[LinearLayer]:
@@ -174,10 +161,6 @@ def _label(concepts: Sequence[str]) -> str:
     return concepts[0] if len(concepts) == 1 else JOINT
 
 
-def _scaled(updates: Updates, strength: float) -> Updates:
-    return {name: update * strength for name, update in updates.items()}
-
-
 def _score(
     layer: LinearLayer,
     tower: Tower,
@@ -203,79 +186,3 @@ def _score(
         alignment=float(moved / seen.cov_xx.trace()),
         on_front=True,
     )
-
-
-def _change(model: ClipModel, best: LayerStep, name: str, update: Tensor) -> float:
-    """||update|| / ||tensor||; a bias that was zero is compared with its layer's weight."""
-    before = _norm(model.parameters[name]) or _norm(model.parameters[best.layer])
-    return best.step_size * _norm(update) / before
-
-
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor.detach().double()))
-
-
-class _StrengthSearch:
-    """Measures strengths of erasures on the search split; every call leaves the weights as they were."""
-
-    def __init__(self, split: SearchSplit, label: str, targets: Sequence[int], options: Options) -> None:
-        self._split, self._label, self._targets, self._options = split, label, targets, options
-        self._weights = split.model.parameters
-        self.trials: list[StepTrial] = []
-
-    def layers(self, layers: Mapping[str, Updates], progress: Progress) -> list[LayerStep]:
-        """The best strength of every layer; one where every strength tried breaks the model is left out."""
-        found: list[LayerStep] = []
-        done, view = 0, None
-        for (tower, stage), group in groupby(sorted(layers, key=self._place), key=self._place):
-            view = self._split.view({tower: stage}, before=view)
-            for layer in group:
-                done += 1
-                step = self._search(view, layer, layers[layer])
-                if step is not None:
-                    found.append(step)
-                    self.trials += step.trials
-                progress("strength search", done, len(layers))
-        return found
-
-    def curve(self, best: LayerStep, updates: Updates, progress: Progress) -> tuple[StepTrial, ...]:
-        """Forget rate, forget cosine and retained rate at `CURVE_MULTIPLES` of the chosen strength."""
-        tower, stage = self._place(best.layer)
-        seen = measured_curve(
-            self._split,
-            self._split.view({tower: stage}),
-            self._targets,
-            lambda multiple: _scaled(updates, best.step_size * multiple),
-            progress,
-        )
-        return tuple(
-            self._trial(best.layer, best.step_size * multiple, known, retained)
-            for multiple, known, retained in seen
-        )
-
-    def _search(self, view: SplitView, layer: str, updates: Updates) -> LayerStep | None:
-        """`least` itself, then upwards: full erasure is not given up for a smaller change."""
-        most = self._options.most
-
-        def observe(strength: float) -> Forgetting | None:
-            if most is not None and strength > most:
-                return None  # what is not allowed bounds the search like what breaks the model
-            with edited(self._weights, _scaled(updates, strength)):
-                return view.forgetting(self._targets)
-
-        search = search_step(self._split, observe, self._targets, 1.0, self._options.least)
-        if not search.tried:
-            return None
-        reached = search.smallest is not None
-        best, at_best = smallest_or_closest(search)
-        with edited(self._weights, _scaled(updates, best)):
-            kept = view.retained_rate()
-        trials = tuple(self._trial(layer, m, seen, kept if m == best else None) for m, seen in search.tried)
-        change = best * _norm(updates[layer]) / _norm(self._weights[layer])
-        return LayerStep(self._label, layer, best, reached, at_best.worst, kept, change, trials)
-
-    def _place(self, layer: str) -> tuple[Tower, int]:
-        return tower_of(layer), self._split.model.staged(tower_of(layer)).stage_of(layer)
-
-    def _trial(self, layer: str, strength: float, seen: Forgetting, kept: float | None) -> StepTrial:
-        return StepTrial(self._label, layer, tower_of(layer), strength, seen.rate, seen.score, kept)

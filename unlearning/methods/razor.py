@@ -41,7 +41,7 @@ from unlearning.layer_scores import score_layers
 from unlearning.options import check_numbers
 from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
 from unlearning.search import smallest_reaching
-from unlearning.stepping import FIRST_RELATIVE_STEP
+from unlearning.stepper import FIRST_RELATIVE_STEP
 
 
 @dataclass(frozen=True)

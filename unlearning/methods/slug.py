@@ -37,7 +37,8 @@ from contracts.values import LayerScore, Method
 from unlearning.families import ANY, Editable, Progress, Request
 from unlearning.layer_scores import score_layers
 from unlearning.request import Outcome, Profile
-from unlearning.stepping import FirstStep, step_and_edit, tenth_of_weight
+from unlearning.stepper import FirstStep, tenth_of_weight
+from unlearning.stepping import step_and_edit
 
 FAMILIES = ANY
 

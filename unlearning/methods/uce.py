@@ -125,7 +125,7 @@ def edit(
         ModelError: every step breaks the model.
     """
     least = from_plain(Options, method.options).least
-    return step_and_edit(model, inputs, method, profile, progress, least)
+    return step_and_edit(model, inputs, method, profile, progress, least=least)
 
 
 def rewrite(
