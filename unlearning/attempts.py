@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from contracts.errors import InputError, ModelError
 from contracts.values import Edit, Method, StepTrial, Tower
-from unlearning.families import Editable, Forgetting, Request, View, earliest
+from unlearning.families import Editable, Request, View, earliest
+from unlearning.forgetting import Forgetting
 from unlearning.request import JOINT, Outcome, Profile, Progress
 
 Setting = TypeVar("Setting")

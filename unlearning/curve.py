@@ -4,7 +4,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from unlearning.families import Forgetting, Split, View
+from unlearning.families import Split, View
+from unlearning.forgetting import Forgetting
 from unlearning.inplace import edited
 from unlearning.request import Progress
 

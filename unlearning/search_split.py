@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from contracts.values import Method, Tower
-from unlearning.families import Forgetting, earliest, mean_if
+from unlearning.families import earliest
 from unlearning.families.clip import ClipModel, tower_of
 from unlearning.families.clip_stages import Batch
+from unlearning.forgetting import Forgetting, mean_if
 from unlearning.labels import rows_of
 from unlearning.resumable_pass import Entering, ResumablePass
 from unlearning.zero_shot import classification_ranks, fill_templates, pool_templates, rate_at

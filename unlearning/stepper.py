@@ -15,11 +15,12 @@ from torch import Tensor
 from contracts.errors import ModelError
 from contracts.values import Edit, StepTrial, Tower
 from unlearning.curve import measured_curve
-from unlearning.families import Forgetting, Split, View, earliest
+from unlearning.families import Split, View, earliest
+from unlearning.forgetting import Forgetting
 from unlearning.inplace import edited
 from unlearning.layer_steps import Combination, Directions, LayerStep, best_layer, scaled
 from unlearning.request import JOINT, Progress
-from unlearning.search import StepSearch, smallest_step
+from unlearning.split_search import search_step, smallest_or_closest
 
 FIRST_RELATIVE_STEP = 0.1
 
@@ -246,43 +247,6 @@ class Stepper:
             forget_rate=seen.rate,
             forget_score=seen.score,
         )
-
-
-def search_step(
-    split: Split,
-    observe: Callable[[float], Forgetting | None],
-    targets: Sequence[int],
-    first: float,
-    least: float,
-) -> StepSearch[Forgetting]:
-    """`smallest_step` with the rule, the target and the budget of the split's request.
-
-    Raises:
-        ModelError: the model gives features that are not finite as it is.
-    """
-    method, unedited = split.method, split.view({}).forgetting(targets)  # needs no forward pass
-    if unedited is None:
-        raise ModelError("the model gives features that are not finite on the search split")
-    return smallest_step(
-        observe,
-        lambda seen: seen.worst <= method.forget_target,
-        rule=method.step_rule,
-        first=first,
-        steps=method.search_steps,
-        at_zero=unedited.margin,
-        least=least,
-    )
-
-
-def smallest_or_closest(search: StepSearch[Forgetting]) -> tuple[float, Forgetting]:
-    """The smallest step that reached the target, else the one that came closest, and what was seen there.
-
-    Args:
-        search: with at least one step tried.
-    """
-    if search.smallest is not None:
-        return next(trial for trial in search.tried if trial[0] == search.smallest)
-    return min(search.tried, key=lambda trial: (trial[1].worst, trial[1].rate, trial[0]))
 
 
 def _norm(tensor: Tensor) -> float:

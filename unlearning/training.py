@@ -27,8 +27,9 @@ from torch import Tensor
 
 from contracts.values import Method, StepTrial
 from unlearning.attempts import Attempt, Judge, assign, restored, settle, trainable
-from unlearning.families import Editable, Forgetting, Request
+from unlearning.families import Editable, Request
 from unlearning.families.clip import ClipModel, Images
+from unlearning.forgetting import Forgetting
 from unlearning.inplace import requiring_grad
 from unlearning.options import check_numbers
 from unlearning.request import Outcome, Profile, Progress, UnlearnInputs

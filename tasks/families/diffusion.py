@@ -100,7 +100,8 @@ def request(plan: Plan, folder: Path, model: DiffusionModel) -> DiffusionRequest
     from data.diffusion_sets import seeds
     from data.layout import read_items
     from unlearning.denoising import Draws, neutral
-    from unlearning.families.diffusion_request import DiffusionRequest, Judged, Prompts
+    from unlearning.families.diffusion_request import DiffusionRequest
+    from unlearning.families.diffusion_split import Judged, Prompts
 
     labels = Labels.read(folder, model.device)
     kept = labels.kept(plan)
@@ -280,7 +281,7 @@ def _hits(group: str, axis: Axis, rows: pd.DataFrame, verdicts: Verdicts, labels
     """(N,) whether the judge names first what the prompts name; ties are read the worse way for us."""
     import torch
 
-    from unlearning.families.diffusion_request import margins
+    from unlearning.families.diffusion_split import margins
 
     found = margins(_logits(verdicts, axis), torch.from_numpy(labels.places(axis, rows[axis]))).numpy()
     hits: np.ndarray = found >= 0 if group in ("forget", "control") else found > 0

@@ -22,7 +22,8 @@ from data.train_diffusion import new_model
 from unlearning.denoising import Draws, neutral
 from unlearning.families.clip import ClipModel
 from unlearning.families.diffusion import DiffusionModel
-from unlearning.families.diffusion_request import DiffusionRequest, Drawings, Judged, Prompts
+from unlearning.families.diffusion_request import DiffusionRequest, Drawings
+from unlearning.families.diffusion_split import Judged, Prompts
 from unlearning.judge import Judge, JudgeConfig, JudgeNet, to_pixels
 
 SIDE = 16

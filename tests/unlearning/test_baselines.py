@@ -13,9 +13,9 @@ from contracts.errors import InputError, ModelError
 from contracts.values import Method
 from unlearning import ClipModel, UnlearnInputs, methods, unlearn
 from unlearning.attempts import Attempt, Judge, best_attempt, trainable
+from unlearning.forgetting import Forgetting
 from unlearning.methods.salun import relabelling_loss, salient_half
 from unlearning.request import Outcome
-from unlearning.search_split import Forgetting
 from unlearning.training import Batches
 
 TARGET = 3

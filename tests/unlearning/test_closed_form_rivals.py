@@ -14,10 +14,10 @@ from contracts.errors import ModelError
 from contracts.values import LayerScore
 from unlearning import ClipModel, methods, unlearn
 from unlearning.attempts import Judge, assign, restored, trainable, try_each
+from unlearning.forgetting import Forgetting
 from unlearning.gradients import forget_gradient, retain_gradient
 from unlearning.inplace import edited
 from unlearning.methods import ccup, razor, ssd
-from unlearning.search_split import Forgetting
 from unlearning.zero_shot import class_embeddings
 
 TARGET = 3

@@ -23,7 +23,8 @@ from tests.unlearning.diffusion_trained import (
 from unlearning import denoising, methods
 from unlearning.drawing import draw
 from unlearning.families.diffusion import Conditioning, DiffusionModel
-from unlearning.families.diffusion_request import Drawings, Prompts, margins
+from unlearning.families.diffusion_request import Drawings
+from unlearning.families.diffusion_split import Prompts, margins
 from unlearning.inplace import edited
 
 RUBY = 0

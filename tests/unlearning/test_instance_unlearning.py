@@ -11,7 +11,7 @@ from tests.unlearning.restoration_trained import DARK, METHOD, NOISY, pairs, set
 from unlearning import methods
 from unlearning.families import FAMILIES
 from unlearning.families.restoration import RestorationModel
-from unlearning.families.restoration_request import mean_squares, psnr
+from unlearning.families.restoration_split import mean_squares, psnr
 from unlearning.methods.instance_unlearning import _anchors, attack, random_like
 
 RADIUS = 0.05

@@ -10,7 +10,8 @@ from contracts.errors import InputError, ModelError
 from tests.unlearning.restoration_trained import CLASSES, DARK, METHOD, NOISY, Sets, pairs, sets, trained
 from unlearning import distributed, methods
 from unlearning.families.restoration import RestorationModel
-from unlearning.families.restoration_request import Pairs, RestorationRequest, mean_squares, psnr
+from unlearning.families.restoration_request import Pairs, RestorationRequest
+from unlearning.families.restoration_split import mean_squares, psnr
 from unlearning.inplace import edited
 from unlearning.request import Outcome
 from unlearning.retain_side import retain_gradient_and_moments

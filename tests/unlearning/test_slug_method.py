@@ -12,9 +12,9 @@ from torch import Tensor
 from contracts.errors import InputError, ModelError
 from unlearning import ClipModel, UnlearnInputs, methods, search_split, unlearn
 from unlearning.curve import CURVE_MULTIPLES
-from unlearning.families import Forgetting
 from unlearning.families.clip import tower_of
 from unlearning.families.clip_stages import StagedTower
+from unlearning.forgetting import Forgetting
 from unlearning.gradients import forget_gradient
 from unlearning.inplace import edited
 from unlearning.layer_steps import LayerStep, best_layer
@@ -22,7 +22,7 @@ from unlearning.objectives import forget_loss, retain_loss
 from unlearning.request import JOINT
 from unlearning.search import StepSearch
 from unlearning.search_split import SearchSplit
-from unlearning.stepper import smallest_or_closest
+from unlearning.split_search import smallest_or_closest
 
 TARGET = 3
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlearning.families import Forgetting, mean_if
+from unlearning.forgetting import Forgetting, mean_if
 from unlearning.labels import rows_of
 
 

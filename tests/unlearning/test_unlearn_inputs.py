@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from contracts.errors import InputError
-from unlearning.families.diffusion_request import DiffusionRequest, Drawings, Prompts
+from unlearning.families.diffusion_request import DiffusionRequest, Drawings
+from unlearning.families.diffusion_split import Prompts
 from unlearning.families.restoration_request import Pairs, RestorationRequest
 from unlearning.families.vlm_request import VlmRequest
 from unlearning.retain_statistics import KnownRetain, RetainStatistics, Wanted

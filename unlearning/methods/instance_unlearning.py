@@ -37,7 +37,8 @@ from contracts.values import Method
 from unlearning.attempts import check_profile, trainable, unprofiled
 from unlearning.families import Progress
 from unlearning.families.restoration import RestorationModel
-from unlearning.families.restoration_request import RestorationRequest, mean_squares
+from unlearning.families.restoration_request import RestorationRequest
+from unlearning.families.restoration_split import mean_squares
 from unlearning.inplace import requiring_grad
 from unlearning.options import check_numbers
 from unlearning.request import Outcome, Profile

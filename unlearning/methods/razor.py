@@ -33,8 +33,8 @@ from contracts.canonical import from_plain
 from contracts.errors import ModelError
 from contracts.values import LayerScore, Method, StepTrial
 from unlearning.attempts import Attempt, Judge, check_profile, restored, settle
-from unlearning.families import Forgetting
 from unlearning.families.clip import ClipModel
+from unlearning.forgetting import Forgetting
 from unlearning.gradients import Gradients
 from unlearning.inplace import apply, edited, requiring_grad
 from unlearning.layer_scores import score_layers

@@ -18,7 +18,8 @@ from unlearning import edit, profile, unlearn
 from unlearning.families.clip import ClipModel
 from unlearning.families.vlm import VlmModel
 from unlearning.families.vlm_answers import answer_gradient, name_loss
-from unlearning.families.vlm_request import AnswerSplit, VlmRequest
+from unlearning.families.vlm_request import VlmRequest
+from unlearning.families.vlm_split import AnswerSplit
 from unlearning.inplace import edited
 from unlearning.naming import Names
 from unlearning.request import Profile
