@@ -95,6 +95,7 @@ class Plan:
     earlier: ids of the requests that did it; the candidate must carry their erasure, too.
     promised: the strictest bound that one of them passed, by gated figure, `forget.<metric>.after.upper95`.
     rederived: where the edit begins, if not at the base version; it then removes `erased_before` again.
+    processes: how many share the profile out; they differ from one by rounding.
     """
 
     request_id: str
@@ -116,6 +117,7 @@ class Plan:
     earlier: tuple[str, ...] = ()
     promised: Mapping[str, float] = field(default_factory=dict)
     rederived: Rederivation | None = None
+    processes: int = 1
 
     def __post_init__(self) -> None:
         if not self.targets:

@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 
 from contracts.canonical import digest, file_sha256, from_plain
 from contracts.errors import InputError, SetError
-from contracts.values import ModelHandle, Plan, Role, SetRef, Verdict, promises
+from contracts.values import Method, ModelHandle, Plan, Role, SetRef, Verdict, promises
 from tasks.house import RULES_FILE, Rules, choose, repository, rules
 from tasks.rederive import lay_out, rederivation, without_them
 from tasks.run import Run
@@ -30,6 +30,7 @@ SOFTWARE = ("slugline", "torch", "open_clip_torch", "diffusers", "transformers",
 GATES_FILE = "gates.yaml"
 LABELS_FILE = "labels.parquet"
 THREADS_VARIABLE = "SLUGLINE_THREADS"
+PROCESSES_VARIABLE = "SLUGLINE_PROCESSES"
 
 
 @task(name="plan", cache_policy=NO_CACHE)
@@ -99,6 +100,7 @@ def make_plan(run: Run, base: ModelHandle) -> Plan:
         earlier=tuple(request.id for request in earlier),
         promised=_promised(earlier),
         rederived=rederived,
+        processes=processes(choice.method),
     )
     if run.plan is not None and run.plan != plan:
         changed = [k for k in plan.__dataclass_fields__ if getattr(plan, k) != getattr(run.plan, k)]
@@ -234,13 +236,36 @@ def threads() -> int:
     Raises:
         InputError: the variable is no number above 0.
     """
-    for variable in (THREADS_VARIABLE, "OMP_NUM_THREADS"):
-        # Of nested parallelism OMP_NUM_THREADS names every level; ours is the first.
-        if given := os.environ.get(variable, "").partition(",")[0]:
-            if not given.isdecimal() or int(given) < 1:
-                raise InputError(f"{variable} is {given!r}, a number above 0 is needed")
-            return int(given)
-    return min(len(os.sched_getaffinity(0)), 8)
+    return _number(THREADS_VARIABLE) or _number("OMP_NUM_THREADS") or min(len(os.sched_getaffinity(0)), 8)
+
+
+def processes(method: Method) -> int:
+    """Processes that share the profile out: SLUGLINE_PROCESSES, if the method has anything to share; else 1.
+
+    Raises:
+        InputError: the variable is no number above 0, or there are fewer GPUs than that.
+    """
+    import torch
+
+    from unlearning import methods
+
+    found = _number(PROCESSES_VARIABLE) or 1
+    if device() == "cuda" and found > torch.cuda.device_count():
+        raise InputError(
+            f"{PROCESSES_VARIABLE} is {found}, but there are {torch.cuda.device_count()} GPUs, one for each"
+        )
+    return found if methods.shares_items(method) else 1
+
+
+def _number(variable: str) -> int | None:
+    """What a variable says, if it says anything."""
+    # Of nested parallelism OMP_NUM_THREADS names every level; ours is the first.
+    given = os.environ.get(variable, "").partition(",")[0]
+    if not given:
+        return None
+    if not given.isdecimal() or int(given) < 1:
+        raise InputError(f"{variable} is {given!r}, a number above 0 is needed")
+    return int(given)
 
 
 def device() -> str:

@@ -13,7 +13,7 @@ from tasks.families import family_tasks
 from tasks.gate import DOCS_FOLDER
 from tasks.measure import SHOWN_FILE
 from tasks.plan import read_labels
-from tasks.profile import ProfileHandle
+from tasks.profiling import ProfileHandle
 from tasks.publish import Publication
 from tasks.run import Run
 

@@ -8,7 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from contracts.values import Candidate, ModelHandle, Plan
-from tasks.profile import ProfileHandle
+from tasks.profiling import ProfileHandle
 from tasks.progress import bar
 from tasks.run import Run
 

@@ -96,6 +96,15 @@ def all_reduce(tensors: Mapping[str, Tensor]) -> None:
         dist.all_reduce(tensors[name])
 
 
+def all_agree(own: bool) -> bool:
+    """Whether every process says so: where they decide differently, the next collective hangs."""
+    if size() == 1:
+        return own
+    votes: list[bool] = [own] * size()
+    dist.all_gather_object(votes, own)
+    return all(votes)
+
+
 def _grouped() -> bool:
     return dist.is_available() and dist.is_initialized()
 

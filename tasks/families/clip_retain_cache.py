@@ -43,7 +43,7 @@ def known_retain(run: Run, plan: Plan, model: ClipModel, tell: Tell) -> KnownRet
     """
     import torch
 
-    from unlearning import methods
+    from unlearning import distributed, methods
     from unlearning.retain_statistics import KnownRetain, measure
 
     wanted = methods.statistics(plan.method, plan.seed)
@@ -53,7 +53,8 @@ def known_retain(run: Run, plan: Plan, model: ClipModel, tell: Tell) -> KnownRet
     items = read_items(folder)
     path = _path(run, plan, wanted)
     statistics = _kept(path, wanted, model.device)
-    if statistics is None:
+    everybody_has_it = distributed.all_agree(statistics is not None)
+    if statistics is None or not everybody_has_it:
         statistics = measure(
             model,
             load_images(folder, items, model.image_size),
@@ -62,7 +63,8 @@ def known_retain(run: Run, plan: Plan, model: ClipModel, tell: Tell) -> KnownRet
             micro_batch=plan.method.micro_batch,
             progress=lambda done, total: tell("retain statistics", done, total),
         )
-        _keep(statistics, path)
+        if distributed.rank() == 0:
+            _keep(statistics, path)
     gone = {*plan.targets, *plan.erased_before}
     left_out = np.flatnonzero(items[plan.axis].isin(gone))
     return KnownRetain(
@@ -104,5 +106,5 @@ def _path(run: Run, plan: Plan, wanted: Wanted) -> Path:
     if retain is None:
         raise SetError(f"request {plan.request_id}: the plan has no retain set")
     decides = [plan.base_weights_sha256, retain, to_plain(wanted), plan.method.micro_batch, MEASURED]
-    where = [plan.device, plan.threads, dict(plan.software)]
+    where = [plan.device, plan.threads, plan.processes, dict(plan.software)]
     return run.workspace.cache / f"{digest([*decides, *where])}.safetensors"

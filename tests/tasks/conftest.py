@@ -17,7 +17,7 @@ from intake.requests import Evidence, NewRequest
 from intake.workspace import Workspace
 from tasks import gate, measure, plan, profile, publish, pull, report
 from tasks import unlearn as step
-from tasks.profile import ProfileHandle
+from tasks.profiling import ProfileHandle
 from tasks.publish import Publication
 from tasks.run import Run
 from tasks.stores import open_ledger, open_registry

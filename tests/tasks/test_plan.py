@@ -170,6 +170,7 @@ OTHER: dict[str, Any] = {
     "sets": (),
     "seed": 1,
     "threads": 2,
+    "processes": 2,
     "software": {"torch": "0"},
     "erased_before": TWO,
     "earlier": ("req-00000000000000ab",),

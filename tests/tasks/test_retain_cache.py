@@ -9,7 +9,7 @@ import pytest
 from contracts.values import Method, Plan
 from tasks import profile
 from tasks.families import clip_retain_cache
-from tasks.profile import GRADIENTS
+from tasks.profiling import GRADIENTS
 from tasks.run import Run
 from tests.tasks.conftest import Finished
 from unlearning import retain_statistics

@@ -10,6 +10,10 @@ and, if it can do with statistics of the whole retain set that were taken before
 
     statistics(method, seed)                      which ones (`unlearning.retain_statistics`)
 
+and, if its `profile` shares items out where there are several processes (`unlearning.distributed`),
+
+    SHARES_ITEMS                                  True
+
 and, if it is not for CLIP alone,
 
     FAMILIES                                      names of the families that it can edit models of
@@ -92,6 +96,15 @@ def statistics(method: Method, seed: int) -> Wanted | None:
     """
     wanted = getattr(method_named(method.name), "statistics", None)
     return None if wanted is None else cast(Wanted | None, wanted(method, seed))
+
+
+def shares_items(method: Method) -> bool:
+    """Whether the method's profile is done sooner by several processes.
+
+    Raises:
+        InputError: the method is unknown.
+    """
+    return bool(getattr(method_named(method.name), "SHARES_ITEMS", False))
 
 
 def profile(model: Editable, inputs: Request, method: Method, progress: Progress | None = None) -> Profile:

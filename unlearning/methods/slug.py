@@ -41,6 +41,7 @@ from unlearning.stepper import FirstStep, tenth_of_weight
 from unlearning.stepping import step_and_edit
 
 FAMILIES = ANY
+SHARES_ITEMS = True
 
 
 def tenth_of_importance(weight_norm: float, direction_norm: float) -> float:

@@ -35,6 +35,7 @@ from unlearning.retain_statistics import Wanted
 from unlearning.stepping import step_and_edit
 
 FAMILIES = ANY
+SHARES_ITEMS = True
 
 
 @dataclass(frozen=True)
