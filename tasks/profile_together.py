@@ -10,8 +10,10 @@ be done into the run folder and waits; the processes read it, take their shares 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +67,7 @@ def profile_together(run: Run, plan: Plan, base: ModelHandle, tell: Tell) -> Pro
 
 def _wait(command: list[str], stderr: Any, told: Path, tell: Tell) -> int:
     """The exit status of a command, whose progress is passed on; it does not outlive this process's wait."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stderr, stderr=stderr)
     seen = 0
     try:
         while (status := process.poll()) is None:
@@ -89,6 +91,7 @@ def work(folder: Path) -> None:
     """
     from unlearning.distributed import process_group, rank, size
 
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
     job = from_plain(Job, json.loads((folder / JOB).read_text()))
     with process_group() as device, bar("profile") as silent:
         try:
@@ -103,6 +106,12 @@ def work(folder: Path) -> None:
             raise
         if rank() == 0:
             (folder / DONE).write_text(json.dumps(to_plain(found)))
+
+
+def _end_with_the_run() -> None:
+    """End this process when the run's own is gone, however it went: nobody else holds the other end."""
+    sys.stdin.read()
+    os._exit(1)
 
 
 def _teller(path: Path) -> Tell:

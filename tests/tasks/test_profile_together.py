@@ -1,7 +1,13 @@
 """A profile shared out over two gloo processes: one run, one result, one error."""
 
 import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,3 +99,34 @@ def test_only_a_method_that_shares_items_is_shared_out(monkeypatch: pytest.Monke
     monkeypatch.setenv("SLUGLINE_PROCESSES", "none")
     with pytest.raises(InputError, match="SLUGLINE_PROCESSES is 'none', a number above 0 is needed"):
         processes(SLUG)
+
+
+WAITING = """
+import subprocess, sys
+from pathlib import Path
+from tasks.profile_together import _wait
+child = "import os, sys; from tasks.profile_together import _end_with_the_run as end; " \\
+    "print(os.getpid(), flush=True); end()"
+with open(sys.argv[1], "w") as stream:
+    _wait([sys.executable, "-c", child], stream, Path("nothing"), print)
+"""
+
+
+def test_they_end_with_a_run_that_is_killed(tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    run = subprocess.Popen([sys.executable, "-c", WAITING, str(told)])
+    until(lambda: told.exists() and told.read_text().endswith("\n"))
+    pid = int(told.read_text())
+    assert run.poll() is None
+    os.kill(pid, 0)  # it is there, and waits
+    run.kill()
+    run.wait()
+    until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait until something holds, and fail if it does not."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
