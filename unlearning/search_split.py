@@ -22,7 +22,7 @@ from torch import Tensor
 from contracts.values import Method, Tower
 from unlearning.families import earliest
 from unlearning.families.clip import ClipModel, tower_of
-from unlearning.families.clip_stages import Batch
+from unlearning.families.staged_tower import Batch
 from unlearning.forgetting import Forgetting, mean_if
 from unlearning.labels import rows_of
 from unlearning.resumable_pass import Entering, ResumablePass

@@ -9,10 +9,11 @@ import torch
 from contracts.errors import InputError
 from tests.unlearning.restoration_trained import DARK, METHOD, NOISY, pairs, sets, trained
 from unlearning import methods
+from unlearning.adversarial import attack, random_like
 from unlearning.families import FAMILIES
 from unlearning.families.restoration import RestorationModel
 from unlearning.families.restoration_split import mean_squares, psnr
-from unlearning.methods.instance_unlearning import _anchors, attack, random_like
+from unlearning.methods.instance_unlearning import _anchors
 
 RADIUS = 0.05
 

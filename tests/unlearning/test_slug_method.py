@@ -13,7 +13,7 @@ from contracts.errors import InputError, ModelError
 from unlearning import ClipModel, UnlearnInputs, methods, search_split, unlearn
 from unlearning.curve import CURVE_MULTIPLES
 from unlearning.families.clip import tower_of
-from unlearning.families.clip_stages import StagedTower
+from unlearning.families.staged_tower import StagedTower
 from unlearning.forgetting import Forgetting
 from unlearning.gradients import forget_gradient
 from unlearning.inplace import edited

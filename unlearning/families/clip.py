@@ -29,7 +29,6 @@ from torch.nn import functional
 from contracts.errors import InputError
 from contracts.values import Objective, Tower
 from unlearning.families import CandidateLayer, clip_config, clip_stages, clip_timm_hf, clip_timm_hf_stages
-from unlearning.families.clip_stages import Batch, StagedTower
 from unlearning.families.config import (
     CONFIG,
     check_weights,
@@ -39,6 +38,7 @@ from unlearning.families.config import (
     section,
     write_folder,
 )
+from unlearning.families.staged_tower import Batch, StagedTower
 from unlearning.graph import reached
 from unlearning.inplace import requiring_grad
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from contracts.errors import ModelError
-from unlearning.families.clip_stages import Batch, StagedTower, row_stage
+from unlearning.families.staged_tower import Batch, StagedTower, row_stage
 
 
 def vision_tower(visual: Any, preprocess: Callable[[Tensor], Tensor]) -> StagedTower:

@@ -115,12 +115,24 @@ def widened(weights: Mapping[str, Tensor], as_stored: str | None = None) -> dict
     }
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ModelError: the file is missing or holds none.
+    """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise ModelError(f"{path.name} is missing or is not JSON") from None
-    if not isinstance(config, dict) or config.get("schema") != 1:
+    if not isinstance(content, dict):
+        raise ModelError(f"{path.name} is not a JSON object")
+    return content
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    if config.get("schema") != 1:
         raise ModelError(f"{path.name} does not follow schema 1")
     return {"family": None, **config}
 

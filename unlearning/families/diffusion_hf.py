@@ -1,17 +1,6 @@
 """Diffusion pipelines of diffusers as slugline model folders, and back.
 
-diffusers and transformers read their own files, safetensors only and from the local folder only; what
-this module adds is the names: a text tower of transformers under open_clip's names, exactly.
-
-    transformers (CLIPTextModel)                    open_clip (CLIP)
-    embeddings.token_embedding.weight               token_embedding.weight
-    embeddings.position_embedding.weight            positional_embedding
-    encoder.layers.i.layer_norm1, layer_norm2       transformer.resblocks.i.ln_1, ln_2
-    encoder.layers.i.self_attn.{q,k,v}_proj         transformer.resblocks.i.attn.in_proj_{weight,bias}
-    encoder.layers.i.self_attn.out_proj             transformer.resblocks.i.attn.out_proj
-    encoder.layers.i.mlp.fc1, fc2                   transformer.resblocks.i.mlp.c_fc, c_proj
-    final_layer_norm                                ln_final
-    text_projection.weight                          text_projection, transposed
+diffusers and transformers read their own files, safetensors only and from the local folder only.
 """
 
 import gzip
@@ -21,13 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from contracts.errors import InputError, ModelError
 from unlearning.families.clip import ClipModel
+from unlearning.families.config import read_json
 from unlearning.families.diffusion import CLIPS, DiffusionModel
 from unlearning.families.diffusion_config import FAMILY, options_of
+from unlearning.families.diffusion_hf_names import from_hf_text, short_name, to_hf_text
 
 TEXT_FOLDERS = ("text_encoder", "text_encoder_2")
 TOKENIZER_FOLDERS = ("tokenizer", "tokenizer_2")
@@ -35,20 +25,6 @@ PIPELINES = {"StableDiffusionPipeline": 7.5, "StableDiffusionXLPipeline": 5.0}  
 STEPS = 50
 # Relative difference up to which two copies of a tensor are the same but for half precision.
 ROUNDING = 1e-2
-
-_IN_LAYER = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "self_attn.out_proj": "attn.out_proj",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
-_OUTSIDE = {
-    "embeddings.token_embedding.weight": "token_embedding.weight",
-    "embeddings.position_embedding.weight": "positional_embedding",
-    "final_layer_norm.weight": "ln_final.weight",
-    "final_layer_norm.bias": "ln_final.bias",
-}
 
 
 def from_diffusers(folder: Path, clips: Sequence[ClipModel | None] = ()) -> DiffusionModel:
@@ -66,7 +42,7 @@ def from_diffusers(folder: Path, clips: Sequence[ClipModel | None] = ()) -> Diff
     """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
-    index = _json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     name = index.get("_class_name")
     if name not in PIPELINES:
         raise ModelError(f"a pipeline of class {name!r} is not supported; {', '.join(PIPELINES)} are")
@@ -89,7 +65,7 @@ def from_diffusers(folder: Path, clips: Sequence[ClipModel | None] = ()) -> Diff
         weights |= {f"{part}.{key}": value for key, value in own.items()}
     if len(set(vocabularies)) != 1:
         raise ModelError("the pipeline's tokenizers have different vocabularies")
-    schedule = options_of(DDIMScheduler, _json(folder / "scheduler" / "scheduler_config.json"))
+    schedule = options_of(DDIMScheduler, read_json(folder / "scheduler" / "scheduler_config.json"))
     factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
     config = {
         "schema": 1,
@@ -143,65 +119,13 @@ def to_diffusers(model: DiffusionModel, like: Path, folder: Path) -> None:
     parts.append(("unet", UNet2DConditionModel, dict(model.unet.state_dict())))
     for name, kind, weights in parts:
         net = _pretrained(kind, like / name)
-        named = {_short(key): key for key in net.state_dict()}
+        named = {short_name(key): key for key in net.state_dict()}
         try:
             # Blocks and projection that only the CLIP has stay behind.
             net.load_state_dict({named[key]: value for key, value in weights.items() if key in named})
         except RuntimeError:
             raise ModelError(f"{name}: the pipeline has other tensors than the model") from None
         net.save_pretrained(folder / name, safe_serialization=True)
-
-
-def from_hf_text(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A text tower of transformers under open_clip's names.
-
-    Raises:
-        ModelError: a name is none of a CLIP text tower's.
-    """
-    named = {_short(name): value for name, value in weights.items()}
-    found: dict[str, Tensor] = {}
-    for name, value in named.items():
-        if name in _OUTSIDE:
-            found[_OUTSIDE[name]] = value
-        elif name == "text_projection.weight":
-            found["text_projection"] = value.T.contiguous()
-        elif name == "embeddings.position_ids":
-            continue
-        else:
-            block, inner = _in_block(name, "encoder.layers.")
-            module, _, kind = inner.rpartition(".")
-            at = f"transformer.resblocks.{block}."
-            if module in _IN_LAYER:
-                found[f"{at}{_IN_LAYER[module]}.{kind}"] = value
-            elif module == "self_attn.q_proj":
-                stacked = [named[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
-                found[f"{at}attn.in_proj_{kind}"] = torch.cat(stacked)
-            elif module not in ("self_attn.k_proj", "self_attn.v_proj"):
-                raise ModelError(f"{name} is no tensor of a CLIP text tower")
-    return found
-
-
-def to_hf_text(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `from_hf_text`; tensors of a vision tower and the logit scale are left out."""
-    outside = {own: name for name, own in _OUTSIDE.items()}
-    in_layer = {own: name for name, own in _IN_LAYER.items()}
-    found: dict[str, Tensor] = {}
-    for name, value in weights.items():
-        if name in outside:
-            found[outside[name]] = value
-        elif name == "text_projection":
-            found["text_projection.weight"] = value.T.contiguous()
-        elif name.startswith("transformer.resblocks."):
-            block, inner = _in_block(name, "transformer.resblocks.")
-            at = f"encoder.layers.{block}."
-            if inner.startswith("attn.in_proj_"):
-                kind = inner.removeprefix("attn.in_proj_")
-                for part, rows in zip("qkv", value.chunk(3), strict=True):
-                    found[f"{at}self_attn.{part}_proj.{kind}"] = rows.contiguous()
-            else:
-                module, _, kind = inner.rpartition(".")
-                found[f"{at}{in_layer[module]}.{kind}"] = value
-    return found
 
 
 def text_cfg_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,7 +155,7 @@ def _text_tower(folder: Path, i: int, is_xl: bool) -> tuple[dict[str, Any], dict
     """Configuration entry, weights under open_clip's names, and vocabulary of the i-th text tower."""
     at = folder / TEXT_FOLDERS[i]
     weights = from_hf_text(_pretrained(_text_class(at), at).state_dict())
-    model_cfg = text_cfg_of(_json(at / "config.json"))
+    model_cfg = text_cfg_of(read_json(at / "config.json"))
     if "text_projection" in weights:
         model_cfg["embed_dim"] = weights["text_projection"].shape[1]
     merges, padding = _tokenizer(folder / TOKENIZER_FOLDERS[i])
@@ -248,7 +172,7 @@ def _text_class(folder: Path) -> Any:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     kinds = {kind.__name__: kind for kind in (CLIPTextModel, CLIPTextModelWithProjection)}
-    for name in _json(folder / "config.json").get("architectures") or ():
+    for name in read_json(folder / "config.json").get("architectures") or ():
         if name in kinds:
             return kinds[name]
     raise ModelError(f"{folder.name} is no CLIP text tower of transformers")
@@ -261,11 +185,11 @@ def _tokenizer(folder: Path) -> tuple[list[str], int]:
             lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
             merges = [line for line in lines[1:] if line]
         else:
-            pairs = _json(folder / "tokenizer.json")["model"]["merges"]
+            pairs = read_json(folder / "tokenizer.json")["model"]["merges"]
             merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
     except (OSError, KeyError):
         raise ModelError(f"{folder.name} holds neither merges.txt nor tokenizer.json") from None
-    pad = _json(folder / "tokenizer_config.json").get("pad_token", "<|endoftext|>")
+    pad = read_json(folder / "tokenizer_config.json").get("pad_token", "<|endoftext|>")
     pad = pad["content"] if isinstance(pad, Mapping) else pad
     ids = {"!": 0, "<|endoftext|>": 2 * 256 + len(merges) + 1}
     if pad not in ids:
@@ -305,24 +229,3 @@ def _pretrained(kind: Any, folder: Path) -> Any:
     except (OSError, ValueError, RuntimeError, KeyError):
         raise ModelError(f"{folder.name} cannot be read as a {kind.__name__}") from None
     return net.float()
-
-
-def _in_block(name: str, prefix: str) -> tuple[str, str]:
-    block, _, inner = name.removeprefix(prefix).partition(".")
-    if not name.startswith(prefix) or not block.isdigit():
-        raise ModelError(f"{name} is no tensor of a CLIP text tower")
-    return block, inner
-
-
-def _short(name: str) -> str:
-    return name.removeprefix("text_model.")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ModelError(f"{path.parent.name}/{path.name} is missing or is not JSON") from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{path.name} is no JSON object")
-    return found

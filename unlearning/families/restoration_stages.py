@@ -1,6 +1,6 @@
 """A restoration network as a sequence of stages, so that a step search re-runs only what an edit can change.
 
-As in `clip_stages`, a search changes one tensor at a time and asks for the outputs again: the
+As in `staged_tower`, a search changes one tensor at a time and asks for the outputs again: the
 activations that enter the stage of the edited tensor are kept, and only the rest of the network runs.
 An encoder-decoder hands on more than one tensor: the features, the encoder's features that the
 decoder has yet to read (skips), and the input image, which is added to the prediction.

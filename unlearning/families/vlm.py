@@ -32,7 +32,6 @@ from contracts.errors import InputError, ModelError
 from contracts.values import Objective, Tower
 from unlearning.families import CandidateLayer, clip_config, clip_stages
 from unlearning.families.clip import Images
-from unlearning.families.clip_stages import Batch, StagedTower
 from unlearning.families.config import (
     CONFIG,
     HALVES,
@@ -42,6 +41,7 @@ from unlearning.families.config import (
     read_weights,
     write_folder,
 )
+from unlearning.families.staged_tower import Batch, StagedTower
 from unlearning.families.vlm_config import FAMILY, ClipPart, VlmConfig, parse
 from unlearning.families.vlm_decoder import (
     MAX_NEW_TOKENS,

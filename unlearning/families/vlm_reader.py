@@ -18,7 +18,7 @@ from contracts.errors import ModelError
 from unlearning.families import CandidateLayer
 from unlearning.families.clip import EXCLUDED, ClipModel
 from unlearning.families.clip_config import FOREIGN
-from unlearning.families.clip_stages import Batch, StagedTower
+from unlearning.families.staged_tower import Batch, StagedTower
 from unlearning.families.vlm_config import Reads
 
 GROUPS = ("layer1", "layer2", "layer3", "layer4")

@@ -15,7 +15,7 @@ from torch import Tensor
 from contracts.errors import ModelError
 from contracts.values import Method, Tower
 from unlearning.families import earliest
-from unlearning.families.clip_stages import Batch
+from unlearning.families.staged_tower import Batch
 from unlearning.families.vlm import VlmModel
 from unlearning.families.vlm_answers import name_loss
 from unlearning.families.vlm_decoder import AnswerTask

@@ -13,7 +13,8 @@ import torch
 from contracts.errors import ModelError
 from unlearning.families.clip import ClipModel
 from unlearning.families.diffusion import DiffusionModel
-from unlearning.families.diffusion_hf import from_diffusers, from_hf_text, to_diffusers, to_hf_text
+from unlearning.families.diffusion_hf import from_diffusers, to_diffusers
+from unlearning.families.diffusion_hf_names import from_hf_text, to_hf_text
 
 TEXTS = ["a red square", "", "a drawing of a blue cross."]
 END = 813

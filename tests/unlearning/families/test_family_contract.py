@@ -21,9 +21,9 @@ from tests.unlearning.families import cases
 from tests.unlearning.families.cases import Case
 from unlearning import attempts, families, methods
 from unlearning.families.clip import ClipModel
-from unlearning.families.clip_stages import StagedTower
 from unlearning.families.config import family_of
 from unlearning.families.restoration_stages import StagedNet
+from unlearning.families.staged_tower import StagedTower
 from unlearning.families.vlm import VlmModel
 from unlearning.inplace import edited
 
