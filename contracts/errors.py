@@ -7,6 +7,7 @@
     |- DigestMismatch             2  bytes are not the bytes that were promised
     |- StoreUnreachable           2  registry, DVC remote, ledger or Prefect API does not answer
     |- PromotionConflict          2  the alias moved under us, or somebody else holds the lock
+    |- ProcessEnded               2  a process that shared the work was ended, or by an error of its own
     `- EvidenceError              2  a certificate or measurement is missing, incomplete or inconsistent
 
 A failed gate is a *result* (exit 3) and insufficient evidence is a *result* (exit 4): neither
@@ -49,6 +50,10 @@ class StoreUnreachable(SluglineError):
 
 class PromotionConflict(SluglineError):
     """The alias is not where the plan expects it, or another promotion holds the lock."""
+
+
+class ProcessEnded(SluglineError):
+    """A process that shared the work was ended, by the machine or by an error that is not one of these."""
 
 
 class EvidenceError(SluglineError):

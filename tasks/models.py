@@ -44,7 +44,7 @@ def build_real_towers(workspace: Workspace, folder: Path | None) -> tuple[Path, 
     """
     from data.real_towers import build
     from tasks.house import repository
-    from tasks.plan import threads
+    from tasks.machine import threads
     from tasks.progress import bar
 
     kept = folder or workspace.home / "real-towers"

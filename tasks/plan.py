@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -14,8 +13,9 @@ from prefect.cache_policies import NO_CACHE
 
 from contracts.canonical import digest, file_sha256, from_plain
 from contracts.errors import InputError, SetError
-from contracts.values import Method, ModelHandle, Plan, Role, SetRef, Verdict, promises
+from contracts.values import ModelHandle, Plan, Role, SetRef, Verdict, promises
 from tasks.house import RULES_FILE, Rules, choose, repository, rules
+from tasks.machine import device, processes, threads
 from tasks.rederive import lay_out, rederivation, without_them
 from tasks.run import Run
 from tasks.stores import open_ledger, open_registry
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 SOFTWARE = ("slugline", "torch", "open_clip_torch", "diffusers", "transformers", "numpy")
 GATES_FILE = "gates.yaml"
 LABELS_FILE = "labels.parquet"
-THREADS_VARIABLE = "SLUGLINE_THREADS"
-PROCESSES_VARIABLE = "SLUGLINE_PROCESSES"
 
 
 @task(name="plan", cache_policy=NO_CACHE)
@@ -228,48 +226,3 @@ def _copy_gates(repo: Path, path: str, destination: Path) -> str:
     suite = load_suite(source)
     destination.write_bytes(source.read_bytes())
     return suite.sha256
-
-
-def threads() -> int:
-    """Threads of a run: SLUGLINE_THREADS, else OMP_NUM_THREADS, else one per core of its own, up to eight.
-
-    Raises:
-        InputError: the variable is no number above 0.
-    """
-    return _number(THREADS_VARIABLE) or _number("OMP_NUM_THREADS") or min(len(os.sched_getaffinity(0)), 8)
-
-
-def processes(method: Method) -> int:
-    """Processes that share the profile out: SLUGLINE_PROCESSES, if the method has anything to share; else 1.
-
-    Raises:
-        InputError: the variable is no number above 0, or there are fewer GPUs than that.
-    """
-    import torch
-
-    from unlearning import methods
-
-    found = _number(PROCESSES_VARIABLE) or 1
-    if device() == "cuda" and found > torch.cuda.device_count():
-        raise InputError(
-            f"{PROCESSES_VARIABLE} is {found}, but there are {torch.cuda.device_count()} GPUs, one for each"
-        )
-    return found if methods.shares_items(method) else 1
-
-
-def _number(variable: str) -> int | None:
-    """What a variable says, if it says anything."""
-    # Of nested parallelism OMP_NUM_THREADS names every level; ours is the first.
-    given = os.environ.get(variable, "").partition(",")[0]
-    if not given:
-        return None
-    if not given.isdecimal() or int(given) < 1:
-        raise InputError(f"{variable} is {given!r}, a number above 0 is needed")
-    return int(given)
-
-
-def device() -> str:
-    """Where a run computes: cuda if there is one, else cpu."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

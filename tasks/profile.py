@@ -7,7 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from contracts.values import ModelHandle, Plan
 from tasks.profile_together import profile_together
-from tasks.profiling import ProfileHandle, measure
+from tasks.profiling import ProfileHandle, take_profile
 from tasks.progress import bar
 from tasks.run import Run
 
@@ -23,4 +23,4 @@ def profile(run: Run, plan: Plan, base: ModelHandle) -> ProfileHandle:
     with bar("profile") as tell:
         if plan.processes > 1:
             return profile_together(run, plan, base, tell)
-        return measure(run, plan, base, plan.device, plan.threads, tell)
+        return take_profile(run, plan, base, plan.device, plan.threads, tell)

@@ -5,6 +5,8 @@ be done into the run folder and waits; the processes read it, take their shares 
 (`unlearning.distributed`) and leave one result, or the error that ended them, in the run folder:
 
     python -m torch.distributed.run --standalone --nproc-per-node N -m tasks.profile_together FOLDER
+
+Nothing else of theirs is passed on: a text that is not ours may tell of the forget set.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from typing import Any
 
 from contracts import errors
 from contracts.canonical import from_plain, to_plain
-from contracts.errors import ModelError, SluglineError
+from contracts.errors import ModelError, ProcessEnded, SluglineError
 from contracts.values import ModelHandle, Plan
-from tasks.profiling import ProfileHandle, measure
+from tasks.profiling import ProfileHandle, take_profile
 from tasks.progress import Tell, bar
 from tasks.run import Run
 
 JOB, DONE, TOLD, ERROR = "profile-job.json", "profile-done.json", "profile-told.txt", "profile-error-{}.json"
+LOGS, STDERR = "profile-logs", "profile-stderr.txt"
 LOOK = 0.2  # seconds
 
 
@@ -41,53 +44,66 @@ class Job:
 
 
 def profile_together(run: Run, plan: Plan, base: ModelHandle, tell: Tell) -> ProfileHandle:
-    """What `tasks.profiling.measure` leaves, computed by `plan.processes` processes.
+    """What `tasks.profiling.take_profile` leaves, computed by `plan.processes` processes.
 
     Raises:
         SluglineError: as it was raised by one of them.
-        ModelError: one of them ended otherwise; what it wrote to standard error is passed on.
+        ProcessEnded: one of them ended otherwise.
     """
-    for name in (DONE, TOLD, *(ERROR.format(rank) for rank in range(plan.processes))):
-        run.path(name).unlink(missing_ok=True)  # of an attempt before
-    run.path(JOB).write_text(json.dumps(to_plain(Job(run, plan, base))))
+    _leave(run.path(JOB), to_plain(Job(run, plan, base)))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    shared = ["--nproc-per-node", str(plan.processes), "-m", __name__, run.folder]
-    with run.path("profile-stderr.txt").open("w+") as stderr:
-        status = _wait([*torchrun, *shared], stderr, run.path(TOLD), tell)
-        if status == 0 and run.path(DONE).exists():
-            return from_plain(ProfileHandle, json.loads(run.path(DONE).read_text()))
-        for rank in range(plan.processes):
-            if run.path(ERROR.format(rank)).exists():
-                raised = json.loads(run.path(ERROR.format(rank)).read_text())
-                raise getattr(errors, raised["error"], SluglineError)(raised["message"]) from None
-        stderr.seek(0)
-        sys.stderr.write(stderr.read())
-    raise ModelError(f"one of {plan.processes} processes that profile together ended with status {status}")
+    shared = ["--nproc-per-node", str(plan.processes), "--log-dir", str(run.path(LOGS))]
+    with run.path(STDERR).open("w") as stderr:
+        status = _wait([*torchrun, *shared, "-m", __name__, run.folder], stderr, run.path(TOLD), tell)
+    if status == 0 and run.path(DONE).exists():
+        return from_plain(ProfileHandle, json.loads(run.path(DONE).read_text()))
+    what = f"one of {plan.processes} processes that profile together ended"
+    paths = (run.path(ERROR.format(rank)) for rank in range(plan.processes))
+    left = [json.loads(path.read_text()) for path in paths if path.exists()]
+    # Where one fails, another may fail for want of it: what says something goes first.
+    for error, message in left:
+        if message is not None:
+            raise getattr(errors, error, SluglineError)(message)
+    for error, _ in left:
+        raise ProcessEnded(f"{what} with {error}; SLUGLINE_PROCESSES=1 shows where")
+    raise ProcessEnded(f"{what} with exit status {status}")
 
 
 def _wait(command: list[str], stderr: Any, told: Path, tell: Tell) -> int:
     """The exit status of a command, whose progress is passed on; it does not outlive this process's wait."""
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stderr, stderr=stderr)
+    # Ours and no other `tasks`, whatever folder a run was started in.
+    own = {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONSAFEPATH": "1"}
     seen = 0
-    try:
-        while (status := process.poll()) is None:
-            time.sleep(LOOK)
-            lines = told.read_text().splitlines() if told.exists() else []
-            for line in lines[seen:]:
-                what, done, total = line.split("\t")
-                tell(what, int(done), int(total))
-            seen = len(lines)
-    finally:
-        process.terminate()
-        process.wait()
-    return status
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=stderr, stderr=stderr, env={**os.environ, **own}
+    ) as process:
+        assert process.stdin is not None
+        try:
+            while True:
+                status = process.poll()
+                seen = _pass_on(told, seen, tell)
+                if status is not None:
+                    return status
+                time.sleep(LOOK)
+        finally:
+            process.stdin.close()
+            process.terminate()
+
+
+def _pass_on(told: Path, seen: int, tell: Tell) -> int:
+    """Tell what the file says beyond the lines `seen`; how many whole lines it has."""
+    whole = told.read_text().rpartition("\n")[0].splitlines() if told.exists() else []
+    for line in whole[seen:]:
+        what, done, total = line.split("\t")
+        tell(what, int(done), int(total))
+    return len(whole)
 
 
 def work(folder: Path) -> None:
     """One of the processes: its share of the job that lies in the run folder.
 
     Raises:
-        SluglineError: as `tasks.profiling.measure`; it is left for the waiting process, too.
+        SluglineError: as `tasks.profiling.take_profile`; it is left for the waiting process, too.
     """
     from unlearning.distributed import process_group, rank, size
 
@@ -99,13 +115,20 @@ def work(folder: Path) -> None:
                 raise ModelError(f"{size()} processes met to profile together, not {job.plan.processes}")
             threads = max(1, job.plan.threads // job.plan.processes)
             tell = _teller(folder / TOLD) if rank() == 0 else silent
-            found = measure(job.run, job.plan, job.base, str(device), threads, tell)
-        except SluglineError as error:
-            left = {"error": type(error).__name__, "message": str(error)}
-            (folder / ERROR.format(rank())).write_text(json.dumps(left))
+            found = take_profile(job.run, job.plan, job.base, str(device), threads, tell)
+        except Exception as error:
+            ours = str(error) if isinstance(error, SluglineError) else None
+            _leave(folder / ERROR.format(rank()), [type(error).__name__, ours])
             raise
         if rank() == 0:
-            (folder / DONE).write_text(json.dumps(to_plain(found)))
+            _leave(folder / DONE, to_plain(found))
+
+
+def _leave(path: Path, value: Any) -> None:
+    """Write whole or not at all: the others are ended as soon as one has failed."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value))
+    partial.replace(path)
 
 
 def _end_with_the_run() -> None:

@@ -24,7 +24,9 @@ class ProfileHandle:
     gradients: str
 
 
-def measure(run: Run, plan: Plan, base: ModelHandle, device: str, threads: int, tell: Tell) -> ProfileHandle:
+def take_profile(
+    run: Run, plan: Plan, base: ModelHandle, device: str, threads: int, tell: Tell
+) -> ProfileHandle:
     """Take the gradients and write them; of several processes that do so together, the first one writes.
 
     Raises:

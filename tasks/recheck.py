@@ -17,7 +17,8 @@ from contracts.canonical import digest, from_plain
 from contracts.errors import DigestMismatch, InputError, SetError
 from contracts.values import Measurements, Plan, Rate, Verdict, promises
 from tasks.house import repository, rules
-from tasks.plan import device, labels_sha256, threads
+from tasks.machine import device, threads
+from tasks.plan import labels_sha256
 from tasks.run import Run
 from tasks.stores import open_ledger, open_registry
 

@@ -33,14 +33,14 @@ Shapes: P parts of a grouped convolution (1 for everything else), R rows, o outp
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from contracts.errors import InputError
 from unlearning.encoders import FULL_PRECISION, Compute, encoders
 from unlearning.families.clip import ClipModel, Images, tower_of
 from unlearning.gradients import Gradients, retain_gradient
 from unlearning.moment_sums import MomentSums
-from unlearning.moments_collector import Collector
+from unlearning.moments_collector import Collector, matrices
 from unlearning.streams import PairBatch, streamed_retain_gradient
 
 
@@ -81,7 +81,7 @@ def retain_gradient_and_sums(
         ModelError: a gradient or a moment is not finite (the message names the tensor).
     """
     _refuse_float16(compute)
-    collector = Collector(_matrices(model, layers), len(images), widest, with_outputs)
+    collector = Collector(matrices(model.parameters, layers), len(images), widest, with_outputs)
     gradient = retain_gradient(
         model,
         images,
@@ -126,7 +126,7 @@ def streamed_retain_gradient_and_sums(
         ModelError: a gradient or a moment is not finite (the message names the tensor).
     """
     _refuse_float16(compute)
-    collector = Collector(_matrices(model, layers), n_items, widest, with_outputs=False)
+    collector = Collector(matrices(model.parameters, layers), n_items, widest, with_outputs=False)
     gradient = streamed_retain_gradient(
         model,
         batches,
@@ -173,7 +173,7 @@ def part_sums(
         ModelError: a moment is not finite (the message names the tensor).
     """
     _refuse_float16(compute)
-    weights = _matrices(model, layers)
+    weights = matrices(model.parameters, layers)
     collector = Collector(weights, n_items, widest, with_outputs=False)
     pixels, tokens = torch.as_tensor(images), model.tokenize(captions)
     with encoders(model, weights, compute) as run:
@@ -192,7 +192,3 @@ def _refuse_float16(compute: Compute) -> None:
     """Whether a row counts is told by its gradient, which vanishes in float16 where it is merely small."""
     if compute.autocast is torch.float16:
         raise InputError("second moments cannot be taken under float16 autocast: use bfloat16 or fp32")
-
-
-def _matrices(model: ClipModel, layers: Sequence[str]) -> dict[str, nn.Parameter]:
-    return {layer: model.parameters[layer] for layer in layers if model.parameters[layer].ndim > 1}

@@ -3,7 +3,7 @@
 Shapes: P parts of a grouped convolution (1 for everything else), R rows, o outputs and n inputs of a part.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,13 @@ from unlearning.moment_sums import MatrixForm, Moments, MomentSums
 from unlearning.moments_graph import Use, uses
 
 ROWS_PER_INPUT = 8
+# Matrices and kernels.  Class tokens, learnt prompts and temperatures of heads have three axes.
+MATRIX_AXES = (2, 4)
+
+
+def matrices(parameters: Mapping[str, nn.Parameter], layers: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Those of the layers that second moments are taken of."""
+    return {name: w for name in layers if (w := parameters[name]).ndim in MATRIX_AXES}
 
 
 class Collector:

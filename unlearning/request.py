@@ -91,7 +91,7 @@ class UnlearnInputs:
 
     @property
     def n_retained(self) -> int:
-        """N_r."""
+        """How many pairs are retained."""
         return len(self.retain_images)
 
     def retain_gradient(

@@ -9,11 +9,8 @@ from contracts.errors import InputError
 from contracts.values import Method
 from unlearning.families import Progress, Request
 from unlearning.moment_sums import Moments
-from unlearning.moments_collector import Collector
+from unlearning.moments_collector import Collector, matrices
 from unlearning.retain_statistics import Wanted
-
-# Matrices and kernels.  Class tokens, learnt prompts and temperatures of heads have three axes or none.
-MATRIX_AXES = (2, 4)
 
 
 def retain_gradient_and_moments(
@@ -52,7 +49,6 @@ def retain_gradient_and_moments(
         if known.statistics.wanted != wanted:
             raise InputError("the known retain statistics are not those that this method and seed ask for")
         return known.statistics.gradient, known.moments(model, layers, method.micro_batch)
-    matrices = {name: w for name in layers if (w := model.parameters[name]).ndim in MATRIX_AXES}
-    collector = Collector(matrices, request.n_retained, widest, with_outputs)
+    collector = Collector(matrices(model.parameters, layers), request.n_retained, widest, with_outputs)
     gradient = request.retain_gradient(model, layers, method, progress, collector.watch)
     return gradient, collector.means()

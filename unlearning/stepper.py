@@ -20,7 +20,7 @@ from unlearning.forgetting import Forgetting
 from unlearning.inplace import edited
 from unlearning.layer_steps import Combination, Directions, LayerStep, best_layer, scaled
 from unlearning.request import JOINT, Progress
-from unlearning.split_search import search_step, smallest_or_closest
+from unlearning.step_search import search_step, smallest_or_closest
 
 FIRST_RELATIVE_STEP = 0.1
 

@@ -14,7 +14,7 @@ import pytest
 from contracts.errors import InputError, SetError
 from contracts.values import Plan, Rederivation
 from data.layout import concept_id, items_sha256, read_items
-from tasks.plan import threads as threads_of_a_run
+from tasks.machine import threads as threads_of_a_run
 from tests.repository import git
 from tests.world import (
     FORGET,

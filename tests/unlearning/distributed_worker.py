@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contracts.errors import InputError, ModelError
+from contracts.values import Method
 from data.streams import PairStream
+from tests.unlearning.restoration_tiny import tiny
+from tests.unlearning.restoration_trained import sets
 from unlearning import distributed
 from unlearning.encoders import FULL_PRECISION, Compute
 from unlearning.families.clip import ClipModel
@@ -24,6 +27,7 @@ from unlearning.gradients import Gradients, forget_gradient, retain_gradient, sa
 from unlearning.moment_sums import MomentSums
 from unlearning.moments import retain_gradient_and_sums, streamed_retain_gradient_and_sums
 from unlearning.moments_collector import Collector
+from unlearning.retain_side import retain_gradient_and_moments
 from unlearning.streams import streamed_retain_gradient
 
 RETAIN_BATCH = 15
@@ -92,6 +96,21 @@ class Work:
             "retain, streamed": self.streamed(),
             "moments": self.moments(),
             "moments, streamed": self.streamed_moments(),
+            **self.restorer(),
+        }
+
+    def restorer(self) -> dict[str, Gradients]:
+        """Of another family: 6 forget and 8 retain pairs, and what passes its layers."""
+        model, request = tiny("promptir"), sets().request()
+        layers = [c.name for c in model.candidates()]
+        method = Method(towers=("net",), micro_batch=2)
+        retain, moments = retain_gradient_and_moments(
+            request, model, layers, method, widest=64, with_outputs=False, wanted=None, progress=_silent
+        )
+        return {
+            "restorer, forget": request.forget_gradient(model, request.targets, layers, 2),
+            "restorer, retain": retain,
+            "restorer, moments": {layer: found.inputs for layer, found in moments.items()},
         }
 
 
@@ -116,11 +135,16 @@ def main(folder: Path) -> None:
             "seen": seen,
             "repeats": all(torch.equal(again[layer], grad) for layer, grad in found["retain"].items()),
             "sums": {name: total.tolist() for name, total in sums.items()},
+            "agree": [distributed.all_agree(own) for own in (True, distributed.rank() == 0, False)],
             "too few": too_few(work),
             "refused": refused(work),
         }
         save_gradients(found, folder / f"{distributed.rank()}.safetensors")
         (folder / f"{distributed.rank()}.json").write_text(json.dumps(told))
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Nothing is told."""
 
 
 def _as_gradients(sums: dict[str, MomentSums]) -> Gradients:

@@ -129,6 +129,12 @@ def test_sums_are_over_both_and_exact_for_counts(done: Done) -> None:
     assert all(told["sums"] == {"b": [3.0, 3.0], "a": 2 * 10**12 + 1} for told in done.told)
 
 
+def test_processes_agree_only_on_what_all_of_them_say(done: Done) -> None:
+    assert [told["agree"] for told in done.told] == [[True, False, False]] * 2
+    assert distributed.all_agree(True)
+    assert not distributed.all_agree(False)
+
+
 def test_one_processs_bad_numbers_are_refused_by_all(done: Done) -> None:
     # Else one would raise and the other wait for it.
     assert [told["refused"] for told in done.told] == [done.told[0]["refused"]] * 2

@@ -22,7 +22,7 @@ from unlearning.objectives import forget_loss, retain_loss
 from unlearning.request import JOINT
 from unlearning.search import StepSearch
 from unlearning.search_split import SearchSplit
-from unlearning.split_search import smallest_or_closest
+from unlearning.step_search import smallest_or_closest
 
 TARGET = 3
 
