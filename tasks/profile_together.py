@@ -72,7 +72,8 @@ def profile_together(run: Run, plan: Plan, base: ModelHandle, tell: Tell) -> Pro
 def _wait(command: list[str], stderr: Any, told: Path, tell: Tell) -> int:
     """The exit status of a command, whose progress is passed on; it does not outlive this process's wait."""
     # Ours and no other `tasks`, whatever folder a run was started in.
-    own = {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONSAFEPATH": "1"}
+    paths = filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")))
+    own = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
     seen = 0
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=stderr, stderr=stderr, env={**os.environ, **own}
