@@ -39,7 +39,8 @@ from unlearning.families.restoration_blocks import (
     conv3x3,
     depthwise3x3,
 )
-from unlearning.families.restoration_stages import Stage
+from unlearning.families.restoration_stages import Activations
+from unlearning.families.stages import Stage
 
 # Positions of a side for each position that the low band's half-side can have.
 BAND_UNIT = 128
@@ -173,7 +174,7 @@ class AdaIR(Backbone):
             block = FrequencyBlock(config.channels(level + 1), config.frequency_heads)
             self.add_module(self._name(level), block)
 
-    def guidance(self, level: int) -> tuple[Stage, ...]:
+    def guidance(self, level: int) -> tuple[Stage[Activations], ...]:
         """One frequency block."""
         name = self._name(level)
         block = self.get_submodule(name)

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from contracts.errors import ModelError
-from unlearning.families.staged_tower import Batch, Stage, StagedTower, row_stage
+from unlearning.families.staged_tower import Batch, StagedTower, row_stage
+from unlearning.families.stages import Stage
 
 
 def vision_tower(visual: Any, preprocess: Callable[[Tensor], Tensor]) -> StagedTower:
@@ -160,7 +161,7 @@ def _mlp(block: Any) -> Callable[[Tensor], Tensor]:
     return lambda x: x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
-def _halves(block: Any, at: str) -> list[Stage]:
+def _halves(block: Any, at: str) -> list[Stage[Batch]]:
     """The last MLP up to its second matrix, and from there on; what passes by goes with what enters it.
 
     Closed-form edits change that matrix, and at the one token that is pooled what enters it is small.

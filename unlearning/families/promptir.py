@@ -22,7 +22,8 @@ from unlearning.families.restoration_blocks import (
     conv1x1,
     conv3x3,
 )
-from unlearning.families.restoration_stages import Stage, on_features
+from unlearning.families.restoration_stages import Activations, on_features
+from unlearning.families.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class PromptIR(Backbone):
             self.add_module(f"noise_level{level}", merge)
             self.add_module(f"reduce_noise_level{level}", conv1x1(before + more, config.guided(level)))
 
-    def guidance(self, level: int) -> tuple[Stage, ...]:
+    def guidance(self, level: int) -> tuple[Stage[Activations], ...]:
         """Append the prompt, merge, reduce."""
         prompt = self.get_submodule(f"prompt{level}")
         merge, reduce = f"noise_level{level}", f"reduce_noise_level{level}"

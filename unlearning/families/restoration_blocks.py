@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from contracts.errors import ModelError
-from unlearning.families.restoration_stages import Activations, Stage, on_features
+from unlearning.families.restoration_stages import Activations, on_features
+from unlearning.families.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ class Backbone(nn.Module, ABC):
         self.output = conv3x3(width, 3)
 
     @abstractmethod
-    def guidance(self, level: int) -> tuple[Stage, ...]:
+    def guidance(self, level: int) -> tuple[Stage[Activations], ...]:
         """Stages between the features of level + 1 and the step up to `level`."""
 
     @property
@@ -222,7 +223,7 @@ class Backbone(nn.Module, ABC):
             at = stage.run(at)
         return at.features
 
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self) -> tuple[Stage[Activations], ...]:
         """The forward pass, one transformer block or change of resolution a stage.
 
         Made anew at each call: kept as an attribute, a copied network would run its original's stages.
@@ -235,17 +236,17 @@ class Backbone(nn.Module, ABC):
             stages += [*self.guidance(level), self._up(level), *self._blocks(f"decoder_level{level}")]
         return (*stages, *self._blocks("refinement"), Stage(("output.",), self._residual))
 
-    def _blocks(self, name: str) -> list[Stage]:
+    def _blocks(self, name: str) -> list[Stage[Activations]]:
         return [on_features((f"{name}.{i}.",), b) for i, b in self.get_submodule(name).named_children()]
 
-    def _down(self, level: int) -> Stage:
+    def _down(self, level: int) -> Stage[Activations]:
         down = self.get_submodule(f"down{level}_{level + 1}")
         return Stage(
             (f"down{level}_{level + 1}.",),
             lambda at: replace(at, features=down(at.features), skips=(*at.skips, at.features)),
         )
 
-    def _up(self, level: int) -> Stage:
+    def _up(self, level: int) -> Stage[Activations]:
         up, reduce = f"up{level + 1}_{level}", f"reduce_chan_level{level}"
         enlarge = self.get_submodule(up)
         mix = self.get_submodule(reduce) if level > 1 else nn.Identity()

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from contracts.errors import ModelError
+from unlearning.families.stages import Stage, Stages
 
 
 @dataclass(frozen=True)
@@ -56,45 +56,20 @@ class Activations:
         return [self.take(slice(start, start + size)) for start in range(0, len(self.image), size)]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One step of a network: the name prefixes of the weights it uses, and what it computes."""
-
-    prefixes: tuple[str, ...]
-    run: Callable[[Activations], Activations]
-
-
-def on_features(prefixes: tuple[str, ...], run: Callable[[Tensor], Tensor]) -> Stage:
+def on_features(prefixes: tuple[str, ...], run: Callable[[Tensor], Tensor]) -> Stage[Activations]:
     """A stage that reads and writes the features alone."""
     return Stage(prefixes, lambda at: replace(at, features=run(at.features)))
 
 
 @dataclass(frozen=True)
-class StagedNet:
-    """The stages of one network, in order; the last one leaves the restored images."""
-
-    stages: tuple[Stage, ...]
-
-    def stage_of(self, layer: str) -> int:
-        """Index of the stage that uses the weight `layer`.
-
-        Raises:
-            ModelError: no stage, or more than one, uses it.
-        """
-        found = [i for i, stage in enumerate(self.stages) if layer.startswith(stage.prefixes)]
-        if len(found) != 1:
-            raise ModelError(f"{layer} belongs to {len(found)} stages of its network, expected 1")
-        return found[0]
+class StagedNet(Stages[Activations]):
+    """The stages of one network; the last one leaves the restored images."""
 
     def run(self, before: Activations, first: int, last: int | None, micro_batch: int) -> Activations:
         """Pass n >= 1 images through stages[first:last], `micro_batch` at a time; through none, shared."""
         if first == last:
             return before
-        pieces = []
-        for piece in before.split(micro_batch):
-            for stage in self.stages[first:last]:
-                piece = stage.run(piece)
-            pieces.append(piece)
+        pieces = self.passed(before.split(micro_batch), first, last)
         return replace(
             before,
             features=torch.cat([piece.features for piece in pieces]),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from contracts.errors import ModelError
+from unlearning.families.stages import Stage, Stages
 
 
 @dataclass(frozen=True)
@@ -52,46 +52,20 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One step of a tower: the name prefixes of the weights it uses, and what it computes."""
-
-    prefixes: tuple[str, ...]
-    run: Callable[[Batch], Batch]
-
-
-@dataclass(frozen=True)
-class StagedTower:
-    """The stages of one tower, in order; the last one leaves features of shape (n, D)."""
-
-    stages: tuple[Stage, ...]
-
-    def stage_of(self, layer: str) -> int:
-        """Index of the stage that uses the weight `layer`.
-
-        Raises:
-            ModelError: no stage, or more than one, uses it.
-        """
-        found = [i for i, stage in enumerate(self.stages) if layer.startswith(stage.prefixes)]
-        if len(found) != 1:
-            raise ModelError(f"{layer} belongs to {len(found)} stages of its tower, expected 1")
-        return found[0]
+class StagedTower(Stages[Batch]):
+    """The stages of one tower; the last one leaves features of shape (n, D)."""
 
     def run(self, batches: Sequence[Batch], first: int, last: int | None, micro_batch: int) -> list[Batch]:
         """Pass batches through stages[first:last], `micro_batch` rows at a time; through none, shared."""
         if first == last:
             return list(batches)
-        return [
-            self._run_one(batch, self.stages[first:last], micro_batch) for batch in batches if len(batch.rows)
-        ]
-
-    def _run_one(self, batch: Batch, stages: Sequence[Stage], micro_batch: int) -> Batch:
-        pieces = []
-        for piece in batch.split(micro_batch):
-            for stage in stages:
-                piece = stage.run(piece)
-            pieces.append(piece)
-        own = torch.cat([piece.own for piece in pieces])
-        return replace(batch, own=own, prefixes=pieces[0].prefixes)
+        done = []
+        for batch in batches:
+            if len(batch.rows):
+                pieces = self.passed(batch.split(micro_batch), first, last)
+                own = torch.cat([piece.own for piece in pieces])
+                done.append(replace(batch, own=own, prefixes=pieces[0].prefixes))
+        return done
 
     def features(self, batches: Sequence[Batch], first: int, n_rows: int, micro_batch: int) -> Tensor:
         """Normalised features (n_rows, D) of batches that stand before stage `first`.
@@ -105,6 +79,6 @@ class StagedTower:
         return out
 
 
-def row_stage(prefixes: tuple[str, ...], run: Callable[[Tensor], Tensor]) -> Stage:
+def row_stage(prefixes: tuple[str, ...], run: Callable[[Tensor], Tensor]) -> Stage[Batch]:
     """A stage that computes every row from its own activations alone."""
     return Stage(prefixes, lambda batch: replace(batch, own=run(batch.own)))
