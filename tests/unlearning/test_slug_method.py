@@ -367,15 +367,15 @@ def test_what_enters_a_layer_to_be_edited_is_not_computed_twice(
     model, inputs = make_model("vit"), task.inputs(TARGET)
     tower, stage = tower_of(layer), model.staged(tower_of(layer)).stage_of(layer)
     passed: list[int] = []
-    first = model.staged(tower).stages[0].prefixes
-    run = StagedTower._run_one
+    entry = model.staged(tower).stages[0].prefixes
+    run = StagedTower.passed
 
-    def counted(self, batch, stages, micro_batch):
-        if self.stages[0].prefixes == first:
-            passed.append(len(stages) * len(batch.rows))
-        return run(self, batch, stages, micro_batch)
+    def counted(self, pieces, first, last):
+        if self.stages[0].prefixes == entry:
+            passed.append(len(self.stages[first:last]) * sum(len(piece.rows) for piece in pieces))
+        return run(self, pieces, first, last)
 
-    monkeypatch.setattr(StagedTower, "_run_one", counted)
+    monkeypatch.setattr(StagedTower, "passed", counted)
     last = {"text": "ln_final.weight", "vision": "visual.ln_post.weight"}[tower]
     work = []
     for known in ((), (layer,), (last, layer)):
