@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from contracts.errors import StoreUnreachable
+from contracts.whole_files import written_whole
 from intake.workspace import Workspace
 
 START_TIMEOUT_S = 180.0
@@ -124,10 +125,8 @@ def _fill(memory: sqlite3.Connection) -> None:
             file.backup(memory)
         return
     asyncio.run(provide_database_interface().create_db())
-    unfinished = empty.with_name(f"{empty.name}.{os.getpid()}")
-    with closing(sqlite3.connect(unfinished)) as file:
+    with written_whole(empty) as partial, closing(sqlite3.connect(partial)) as file:
         memory.backup(file)
-    os.replace(unfinished, empty)
 
 
 def _end_with_owner() -> None:

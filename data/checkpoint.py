@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contracts.whole_files import written_whole
+
 
 def resume(
     checkpoint: Path, net: Any, averaged: dict[str, Tensor], optimizer: torch.optim.Optimizer
@@ -31,7 +33,6 @@ def save(
 ) -> None:
     """Write a checkpoint, whole or not at all."""
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    partial = checkpoint.with_suffix(".partial")
     state = {
         "net": net.state_dict(),
         "averaged": averaged,
@@ -39,5 +40,5 @@ def save(
         "step": step,
         "curve": curve,
     }
-    torch.save(state, partial)
-    partial.replace(checkpoint)
+    with written_whole(checkpoint) as partial:
+        torch.save(state, partial)

@@ -4,7 +4,6 @@ A `SetRef` says which bytes stood where: git revision, DVC's md5, and `items_sha
 evidence (DVC's md5 only locates).  A fetch checks all three, and every image against its sha256.
 """
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Self
 
 from contracts.errors import DigestMismatch, InputError, SetError
 from contracts.values import SetRef
+from contracts.whole_files import written_whole
 from data.layout import (
     ITEMS_FILE,
     SHARD_NAME,
@@ -136,13 +136,9 @@ class PinnedRepo:
     def _fetch_file(self, path: str, md5: str, destination: Path) -> None:
         if destination.exists():
             raise InputError(f"{destination} exists already")
-        partial = destination.with_name(f".{destination.name}.partial")
-        try:
-            destination.parent.mkdir(parents=True, exist_ok=True)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(destination) as partial:
             self._tree.copy(path, "", md5, partial)
-            os.replace(partial, destination)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def pin_set(repo: Path, path: str, rev: str | None = None) -> SetRef:

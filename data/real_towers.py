@@ -27,6 +27,7 @@ from torch import Tensor
 
 from contracts.canonical import digest
 from contracts.errors import InputError, SetError, SluglineError
+from contracts.whole_files import written_whole
 from data import projection
 from data.layout import items_sha256, read_items
 from data.pretrained_towers import (
@@ -126,9 +127,8 @@ def build(
         projection.train(model, drawings, corpus.names, corpus.templates, progress)
         model.save(folder / "model")
         metrics = corpus.accuracies(model, progress)
-    partial = record.with_suffix(".partial")
-    partial.write_text(json.dumps({"key": key, "metrics": metrics}, indent=2) + "\n")
-    partial.replace(record)
+    with written_whole(record) as partial:
+        partial.write_text(json.dumps({"key": key, "metrics": metrics}, indent=2) + "\n")
     return metrics
 
 

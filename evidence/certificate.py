@@ -8,8 +8,6 @@ sha256 of the file, kept where only the pipeline writes, and handed to `verify` 
 """
 
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 from contracts.canonical import file_sha256, to_plain
 from contracts.errors import EvidenceError
 from contracts.values import Candidate, Measurements, ModelHandle, Plan, Verdict
+from contracts.whole_files import write_private
 from evidence.checks import check_text, statement_digest
 from evidence.claim import claim_of
 from evidence.schema import (
@@ -89,15 +88,5 @@ def build(
 def write(statement: Mapping[str, Any], path: Path) -> str:
     """Write a certificate whole or not at all, readable by its owner only; return the file's sha256."""
     text = json.dumps(statement, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(text.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_private(path, text.encode())
     return file_sha256(path)

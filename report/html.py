@@ -1,9 +1,6 @@
 """One run as one HTML page that loads nothing, and the two files a run leaves."""
 
-import contextlib
-import os
 import shlex
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +8,7 @@ from typing import Any
 import jinja2
 
 from contracts.values import RunSeconds
+from contracts.whole_files import write_private
 from report import metrics, pictures, words
 from report.plots.profile import scored_together
 from report.plots.search import JOINT, is_kept
@@ -62,8 +60,8 @@ def write_report(record: RunRecord, folder: Path) -> tuple[Path, Path]:
         The paths of the HTML and of the JSON file.
     """
     page, data = folder / "report.html", folder / "report.json"
-    _write_private(data, to_json(record))
-    _write_private(page, render(record).encode())
+    write_private(data, to_json(record))
+    write_private(page, render(record).encode())
     return page, data
 
 
@@ -88,17 +86,3 @@ def _seconds(seconds: RunSeconds) -> list[tuple[str, float, float]]:
     taken = [(step, float(getattr(seconds, step))) for step in _STEPS]
     longest = max(value for _, value in taken) or 1.0
     return [(step, value, 100 * value / longest) for step, value in taken]
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise

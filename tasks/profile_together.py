@@ -25,6 +25,7 @@ from contracts import errors
 from contracts.canonical import from_plain, to_plain
 from contracts.errors import ModelError, ProcessEnded, SluglineError
 from contracts.values import ModelHandle, Plan
+from contracts.whole_files import written_whole
 from tasks.profiling import ProfileHandle, take_profile
 from tasks.progress import Tell, bar
 from tasks.run import Run
@@ -127,9 +128,8 @@ def work(folder: Path) -> None:
 
 def _leave(path: Path, value: Any) -> None:
     """Write whole or not at all: the others are ended as soon as one has failed."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value))
-    partial.replace(path)
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(value))
 
 
 def _end_with_the_run() -> None:

@@ -1,12 +1,12 @@
 """A run's result on disk, so that asking again shows it instead of doing it again."""
 
 import json
-import os
 from typing import Any
 
 from contracts.canonical import canonical_bytes
 from contracts.errors import EvidenceError
 from contracts.values import RunResult
+from contracts.whole_files import written_whole
 from intake.workspace import Workspace
 from tasks.run import OUTCOMES
 from tasks.stores import open_ledger
@@ -17,9 +17,8 @@ RESULT = "result.json"
 def keep_result(workspace: Workspace, result: RunResult) -> None:
     """Write the result beside the certificate, whole or not at all."""
     folder = workspace.evidence / result.request
-    partial = folder / f".{RESULT}.{os.getpid()}"
-    partial.write_bytes(canonical_bytes(result))
-    os.replace(partial, folder / RESULT)
+    with written_whole(folder / RESULT) as partial:
+        partial.write_bytes(canonical_bytes(result))
 
 
 def decided_result(workspace: Workspace, request_id: str) -> dict[str, Any] | None:

@@ -10,7 +10,6 @@ Statistics of a retain set are sums over all of it; forget gradients are never k
 """
 
 import json
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -23,12 +22,11 @@ from torch import Tensor
 
 from contracts.errors import ModelError
 from contracts.values import Tower
+from contracts.whole_files import written_whole
 from unlearning.families.clip import ClipModel, Images
 from unlearning.gradients import Gradients
 from unlearning.moment_sums import MatrixForm, Moments, MomentSums
 from unlearning.moments import part_sums, retain_gradient_and_sums
-
-PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def measure(
 
 
 def write(statistics: RetainStatistics, path: Path) -> None:
-    """Write one safetensors file, whole or not at all; what is written until then ends in `PARTIAL`."""
+    """Write one safetensors file, whole or not at all."""
     tensors = {f"gradient/{layer}": value.cpu().contiguous() for layer, value in statistics.gradient.items()}
     tensors |= {f"moment/{layer}": sums.inputs.cpu().contiguous() for layer, sums in statistics.sums.items()}
     moments = [
@@ -138,9 +136,8 @@ def write(statistics: RetainStatistics, path: Path) -> None:
         for layer, sums in statistics.sums.items()
     ]
     about = json.dumps({"n_items": statistics.n_items, "moments": moments})
-    partial = path.with_suffix(f".{secrets.token_hex(4)}{PARTIAL}")  # another run may be writing the same
-    save_file(tensors, partial, {"about": about, "sha256": _digest(tensors, about)})
-    partial.replace(path)
+    with written_whole(path) as partial:
+        save_file(tensors, partial, {"about": about, "sha256": _digest(tensors, about)})
 
 
 def read(path: Path, wanted: Wanted, device: torch.device | str = "cpu") -> RetainStatistics:

@@ -12,6 +12,7 @@ import numpy as np
 from contracts.canonical import digest, to_plain
 from contracts.errors import ModelError, SetError
 from contracts.values import Plan
+from contracts.whole_files import PARTIAL
 from data.layout import read_items
 from data.reader import load_images
 from tasks.log import say
@@ -90,7 +91,7 @@ def _kept(path: Path, wanted: Wanted, device: torch.device) -> RetainStatistics 
 
 
 def _keep(statistics: RetainStatistics, path: Path) -> None:
-    from unlearning.retain_statistics import PARTIAL, write
+    from unlearning.retain_statistics import write
 
     write(statistics, path)
     for old in sorted(path.parent.glob("*.safetensors"), key=lambda p: -p.stat().st_mtime)[KEPT:]:

@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 import pytest
 
 from contracts.values import Rederivation
-from report import html
 from report.html import render, write_report
 
 KINDS = ["passed", "failed family", "nothing measured", "hostile"]
@@ -228,7 +227,7 @@ def test_a_write_that_dies_leaves_the_old_report_and_no_scrap(records, tmp_path,
     def die(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(html.os, "fsync", die)
+    monkeypatch.setattr(os, "fsync", die)
     with pytest.raises(OSError, match="disk full"):
         write_report(dataclasses.replace(record, version="9"), tmp_path)
 
