@@ -5,7 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def provenance(module: str) -> dict[str, Any]:
     return {
         "command": shlex.join(["python", "-m", module, *arguments]),
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system().lower()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
 
 
@@ -36,6 +36,14 @@ def _git(repo: Path, *arguments: str) -> str:
     command = ["git", "--no-optional-locks", *arguments]
     done = subprocess.run(command, cwd=repo, check=True, capture_output=True, text=True)
     return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    """None where it is not installed: what needs no gates runs without their package, say."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _portable(argument: str) -> str:

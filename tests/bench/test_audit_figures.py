@@ -1,5 +1,6 @@
 """The probe finds what is there and nothing that is not; search and rounding against their definitions."""
 
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 
+import bench.provenance
 from bench.audits import average_precision as search
 from bench.audits import fp16, int8
 from bench.cost import costing
@@ -107,3 +109,10 @@ def test_no_path_of_the_machine_is_written_down() -> None:
     assert _portable("seed8=/home/somebody/models/seed8") == "seed8=seed8"
     assert _portable("--out=/home/somebody/here") == "--out=here"
     assert _portable("reference=data/models/reference") == "reference=data/models/reference"
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.provenance, "PACKAGES", ("torch", "no-such-package"))
+    versions = bench.provenance.provenance("bench.audits")["versions"]
+    assert versions["no-such-package"] is None
+    assert versions["torch"] == version("torch")
