@@ -22,6 +22,7 @@ this process and on these threads.
     peak_memory_mib       highest resident size of the process at this model
     utilisation           operations, their rate, its share of a large matrix product's and of the peak; the
         host's preprocessing beside them
+    hotspots              the operations that take most of each job's time; on a GPU how busy it is
 
 A model that fails has an `error` instead, and what is done is printed if the run is interrupted.
 """
@@ -40,6 +41,7 @@ from statistics import median
 from typing import Any
 
 from bench.footprint import profiling_memory
+from bench.hotspots import hotspots
 from bench.meter import Meter, utilisation
 from bench.models import EMOJI, base_model
 from bench.passes import forget_pass, preprocess_pass, retain_pass, search_pass
@@ -100,7 +102,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{size}", type=int, help="items, instead of the model's own number")
     parser.add_argument("--device", choices=tuple(FULL_SIZE), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--utilisation", action="store_true", help="also on a CPU; runs every job once more")
+    parser.add_argument(
+        "--utilisation", action="store_true", help="and hotspots, also on a CPU; jobs run twice more"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, help="rounds, instead of the model's own number")
     parser.add_argument("--seed", type=int, default=0)
@@ -161,6 +165,7 @@ def limit(name: str, setting: Setting, meter: Meter, seed: int, used: bool) -> d
             taken = {**row["seconds"], "preprocess": meter.seconds(jobs["preprocess"])}
             undone = {job: _undone(model, run) for job, run in jobs.items()}
             row["utilisation"] = utilisation(meter, undone, taken)
+            row["hotspots"] = {job: hotspots(meter, run, taken[job]) for job, run in undone.items()}
     return row
 
 

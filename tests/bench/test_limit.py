@@ -14,6 +14,7 @@ import torch
 
 from bench import limit
 from bench.footprint import growth
+from bench.hotspots import hotspots
 from bench.meter import Meter
 from bench.work import known_retain
 from contracts.errors import InputError
@@ -282,3 +283,28 @@ def test_growth_sees_what_is_used_and_that_freed_memory_is_used_again() -> None:
         assert grown is not None
         sizes.append(grown)
     assert all(60 < grown < 90 for grown in sizes)
+
+
+def test_the_longest_operations_are_named_and_the_others_summed_up() -> None:
+    factors = torch.randn(700, 700)
+    few = torch.randn(8)
+
+    def run() -> None:
+        for _ in range(5):
+            factors @ factors
+        few.exp(), few.sin(), few.cos(), few.tan(), few.tanh(), few.sigmoid(), few.erf()
+
+    found = hotspots(Meter(), run, seconds=1.0)
+    assert found["busy"] is None, "a CPU is never idle while it works"
+    *named, others = found["operations"]
+    assert (named[0]["name"], named[0]["calls"]) == ("aten::mm", 5)
+    assert others["name"] == "others"
+    assert others["calls"] > 0, "there are more operations than are named"
+    assert [each["seconds"] for each in named] == sorted((o["seconds"] for o in named), reverse=True)
+
+
+def test_every_job_tells_its_hotspots(printed: dict[str, Any]) -> None:
+    row = printed["models"]["ViT-B-32"]
+    assert row["hotspots"].keys() == {*row["seconds"].keys() - {"limit"}, "preprocess"}
+    for job, found in row["hotspots"].items():
+        assert sum(each["seconds"] for each in found["operations"]) > 0, job
