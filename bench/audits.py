@@ -27,7 +27,7 @@ from gates.intervals import rate
 from unlearning.attempts import restored
 from unlearning.inplace import requiring_grad
 from unlearning.objectives import retain_loss
-from unlearning.training import Batches
+from unlearning.training_batches import Batches
 
 INT8_MAX = 127
 MULTIPLIED_FROM_THE_RIGHT = ("text_projection", "visual.proj")

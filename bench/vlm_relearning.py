@@ -29,7 +29,8 @@ from tasks.families.clip_inputs import read_classes
 from tasks.families.clip_selection import select
 from unlearning.attempts import restored
 from unlearning.families.clip import Images
-from unlearning.families.vlm import PARTS, VlmModel
+from unlearning.families.vlm import VlmModel
+from unlearning.families.vlm_language import PARTS
 from unlearning.families.vlm_request import VlmRequest
 from unlearning.inplace import requiring_grad
 from unlearning.naming import Names

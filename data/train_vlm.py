@@ -36,7 +36,7 @@ from unlearning.families.clip import ClipModel
 from unlearning.families.config import WEIGHTS
 from unlearning.families.vlm import TOKENIZER, VlmModel
 from unlearning.families.vlm_config import FAMILY, DecoderCfg, ProjectorCfg
-from unlearning.families.vlm_decoder import Projector, llama_config
+from unlearning.families.vlm_language import Projector, llama_config
 from unlearning.naming import Names
 
 OUT = Path("data/models")

@@ -14,7 +14,7 @@ from tests.world import SEEN, World, copy_tree, training_pictures
 from unlearning.families.clip import ClipModel
 from unlearning.families.vlm import TOKENIZER, VlmModel
 from unlearning.families.vlm_config import ChatCfg, DecoderCfg, ProjectorCfg
-from unlearning.families.vlm_decoder import Projector, llama_config
+from unlearning.families.vlm_language import Projector, llama_config
 
 MODEL = "answers"
 ASKS = ChatCfg("<image> {}", "<image>")

@@ -16,7 +16,7 @@ from unlearning.attempts import Attempt, Judge, best_attempt, trainable
 from unlearning.forgetting import Forgetting
 from unlearning.methods.salun import relabelling_loss, salient_half
 from unlearning.request import Outcome
-from unlearning.training import Batches
+from unlearning.training_batches import Batches
 
 TARGET = 3
 FORGETTING = ("gradient-ascent", "ascent-finetuning", "salun")

@@ -34,7 +34,6 @@ from unlearning.families import CandidateLayer, clip_config, clip_stages
 from unlearning.families.clip import Images
 from unlearning.families.config import (
     CONFIG,
-    HALVES,
     check_weights,
     read_beside,
     read_config,
@@ -46,20 +45,16 @@ from unlearning.families.vlm_config import FAMILY, ClipPart, VlmConfig, parse
 from unlearning.families.vlm_decoder import (
     MAX_NEW_TOKENS,
     Chat,
-    Projector,
-    build_decoder,
     embedded,
-    expected_weights,
     greedy,
-    materialise,
 )
 from unlearning.families.vlm_forced import Forced, forced
+from unlearning.families.vlm_language import PARTS, expected_weights, language_parts
 from unlearning.families.vlm_reader import FeatureReader, ReadClip, VisionOnly, feature_reader
 
 TOWERS: tuple[Tower, ...] = ("vision", "language")
 OBJECTIVES: tuple[Objective, ...] = ("answers", "clip")
 TOKENIZER = "decoder-tokenizer.json"
-PARTS = ("projector.", "decoder.")
 MEMORY = "decoder.model.layers.{}.mlp.down_proj.weight"
 
 
@@ -94,7 +89,7 @@ class VlmModel:
         own = {name: w for name, w in weights.items() if not name.startswith(PARTS)}
         self._clip, self.net = self._towers(cfg, own)
         self._reads = cfg.reads
-        self.projector, self.decoder = _language_parts(cfg, self.reader.width, weights)
+        self.projector, self.decoder = language_parts(cfg, self.reader.width, weights)
         for name, part in (("projector", self.projector), ("decoder", self.decoder)):
             self.net.add_module(name, part.to(self.device).eval().requires_grad_(False))
         self._end = cfg.decoder.eos_token_id
@@ -282,28 +277,6 @@ def file_names(clip: ClipPart, config: Mapping[str, Any]) -> list[str]:
     """The files of a model folder beside weights and configuration."""
     vocabulary = None if clip.tokenizer is None else clip_config.vocabulary_file(config["clip"])
     return [TOKENIZER] if vocabulary is None else [TOKENIZER, vocabulary]
-
-
-def _language_parts(cfg: VlmConfig, width: int, weights: Mapping[str, Tensor]) -> tuple[Projector, Any]:
-    """Projector and decoder with their weights.
-
-    Raises:
-        ModelError: a weight is missing, mis-shaped, mis-typed or not finite.
-    """
-    with torch.device("meta"):
-        projector = Projector(width, cfg.decoder.hidden_size, cfg.projector)
-    decoder = build_decoder(cfg.decoder)
-    own: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
-    for name, weight in weights.items():
-        for part in PARTS:
-            if name.startswith(part):
-                own[part][name.removeprefix(part)] = weight
-    dtype = next((w.dtype for w in own["decoder."].values() if w.dtype in HALVES), torch.float32)
-    check_weights(projector.state_dict(), own["projector."])
-    check_weights(expected_weights(decoder.to(dtype)), own["decoder."])
-    # A module must own its weights: an edit of one model must not reach another one.
-    projector.load_state_dict({n: w.clone() for n, w in own["projector."].items()}, assign=True)
-    return projector, materialise(decoder, {n: w.clone() for n, w in own["decoder."].items()})
 
 
 load = VlmModel.load

@@ -1,18 +1,17 @@
-"""The words of a vision-language model: its tokenizer, how questions and answers are put, its Llama.
+"""The words of a vision-language model: its tokenizer, how questions and answers are put, and said.
 
 Shapes: N rows, T image tokens, L tokens of the longest row, W decoder width, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from contracts.errors import InputError, ModelError
-from unlearning.families.vlm_config import ChatCfg, DecoderCfg, ProjectorCfg
+from unlearning.families.vlm_config import ChatCfg, DecoderCfg
 from unlearning.naming import with_article
 
 # An answer ends here at the latest, as in the evaluation of SLUG (arXiv 2407.11867, section 4.3).
@@ -20,64 +19,6 @@ MAX_NEW_TOKENS = 16
 
 Asked = tuple[list[int], list[bool]]
 """Token ids of a question with its answer, and which of them count; see `Chat.answered`."""
-
-
-class Projector(nn.Module):
-    """Features (N, T, C) to image tokens (N, T, W): two linear layers, as transformers' LLaVA names them."""
-
-    def __init__(self, width: int, decoder_width: int, cfg: ProjectorCfg) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(width, decoder_width, bias=cfg.bias)
-        self.linear_2 = nn.Linear(decoder_width, decoder_width, bias=cfg.bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Image tokens of features."""
-        tokens: Tensor = self.linear_2(functional.gelu(self.linear_1(features)))
-        return tokens
-
-
-def llama_config(cfg: DecoderCfg) -> Any:
-    """transformers' configuration of the decoder."""
-    from transformers import LlamaConfig
-
-    options = asdict(cfg)
-    del options["model_type"]
-    rope = {"rope_type": "default", "rope_theta": options.pop("rope_theta")}
-    return LlamaConfig(**options, rope_parameters=rope)
-
-
-def build_decoder(cfg: DecoderCfg) -> Any:
-    """A `LlamaForCausalLM` on the meta device: shapes, no weights; see `materialise`.
-
-    Raises:
-        ModelError: the sizes contradict each other.
-    """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import LlamaForCausalLM
-
-    try:
-        with torch.device("meta"):
-            return LlamaForCausalLM(llama_config(cfg))
-    except (StrictDataclassError, TypeError, ValueError, RuntimeError, ZeroDivisionError):
-        raise ModelError("decoder: the sizes do not make a Llama") from None
-
-
-def materialise(decoder: Any, weights: Mapping[str, Tensor]) -> Any:
-    """Give a decoder built on the meta device its weights; they are not copied."""
-    decoder.load_state_dict(weights, strict=False, assign=True)
-    decoder.tie_weights()
-    rotary = decoder.model.rotary_emb
-    # Its frequencies stand in no file.
-    decoder.model.rotary_emb = type(rotary)(decoder.config)
-    return decoder
-
-
-def expected_weights(decoder: Any) -> dict[str, Tensor]:
-    """What a file holds of a decoder: a head tied to the embedding is no tensor of its own."""
-    state: dict[str, Tensor] = decoder.state_dict()
-    if decoder.config.tie_word_embeddings:
-        del state["lm_head.weight"]
-    return state
 
 
 @dataclass(frozen=True)

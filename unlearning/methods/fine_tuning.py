@@ -17,7 +17,8 @@ from unlearning.attempts import check_profile, unprofiled
 from unlearning.families.clip import ClipModel
 from unlearning.objectives import retain_loss
 from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
-from unlearning.training import Batches, Budget, train
+from unlearning.training import Budget, train
+from unlearning.training_batches import Batches
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from unlearning.attempts import check_profile, trainable, unprofiled
 from unlearning.families import ANY, Editable, Progress, Request
 from unlearning.objectives import forget_loss
 from unlearning.request import Outcome, Profile, UnlearnInputs
-from unlearning.training import Batches, Budget, WholeSets, train
+from unlearning.training import Budget, train
+from unlearning.training_batches import Batches, WholeSets
 
 FAMILIES = ANY
 

@@ -31,7 +31,8 @@ from unlearning.gradients import forget_gradient
 from unlearning.methods import ascent_finetuning
 from unlearning.objectives import retain_loss
 from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
-from unlearning.training import Batches, Budget, train
+from unlearning.training import Budget, train
+from unlearning.training_batches import Batches
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from unlearning.families.clip import ClipModel
 from unlearning.families.clip_stages import vision_tower
 from unlearning.families.vlm import VlmModel
 from unlearning.families.vlm_config import parse
-from unlearning.families.vlm_decoder import Projector, build_decoder, expected_weights
+from unlearning.families.vlm_language import Projector, build_decoder, expected_weights
 from unlearning.families.vlm_llava import MEAN, STD, write_pretrained
 from unlearning.families.vlm_llava_config import config_of
 from unlearning.families.vlm_reader import VisionOnly, feature_reader

@@ -12,7 +12,8 @@ from tests.unlearning.conftest import COLOURS, NAMES, SHAPES, items
 from unlearning.families.clip import ClipModel
 from unlearning.families.vlm import TOKENIZER, VlmModel
 from unlearning.families.vlm_config import DecoderCfg, ProjectorCfg
-from unlearning.families.vlm_decoder import AnswerTask, Projector, llama_config
+from unlearning.families.vlm_decoder import AnswerTask
+from unlearning.families.vlm_language import Projector, llama_config
 
 READS = {"vit": {"layer": -2, "class_token": False}, "rn": {"layer": "layer3", "class_token": False}}
 WIDTHS = {"vit": 32, "rn": 128}
