@@ -9,7 +9,7 @@ from bench.meter import Meter
 
 MOST = 6
 """Operations that are named; the rest is summed up."""
-NAME_LENGTH = 100
+NAME_LENGTH = 250
 """Of a kernel's name, which holds its template arguments."""
 
 
@@ -33,7 +33,8 @@ def hotspots(meter: Meter, run: Callable[[], Any], seconds: float) -> dict[str, 
     found = [
         (event.key[:NAME_LENGTH], _microseconds(event, on_gpu) / 1e6, event.count)
         for event in watched.key_averages()
-        if event.device_type.name == meter.device.upper()
+        # An annotation spans the kernels inside it.
+        if event.device_type.name == meter.device.upper() and not event.is_user_annotation
     ]
     found.sort(key=lambda each: -each[1])
     others = found[MOST:]

@@ -1,13 +1,18 @@
 """Files that are there whole or not at all, whoever is killed while writing them."""
 
+import glob
 import os
 import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PARTIAL = ".partial"
 """How the name of what a killed process has left ends."""
+
+ABANDONED = 24 * 3600
+"""Seconds after which nobody is writing it any more."""
 
 
 @contextmanager
@@ -16,6 +21,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     Every writer has a file of its own: the last one to end decides what `path` holds.
     """
+    sweep(path.parent, f".{glob.escape(path.name)}.*")
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         yield partial
@@ -33,3 +39,11 @@ def write_private(path: Path, data: bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
+
+
+def sweep(folder: Path, names: str = "*") -> None:
+    """Remove what writers that were killed a day ago or earlier have left of files of these names."""
+    for partial in folder.glob(names + PARTIAL):
+        with suppress(FileNotFoundError):  # its writer may end meanwhile
+            if time.time() - partial.stat().st_mtime > ABANDONED:
+                partial.unlink()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,7 @@ import numpy as np
 from contracts.canonical import digest, to_plain
 from contracts.errors import ModelError, SetError
 from contracts.values import Plan
-from contracts.whole_files import PARTIAL
+from contracts.whole_files import sweep
 from data.layout import read_items
 from data.reader import load_images
 from tasks.log import say
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from unlearning.retain_statistics import KnownRetain, RetainStatistics, Wanted
 
 KEPT = 8  # files; the least recently used go
-ABANDONED = 24 * 3600  # seconds after which an unfinished file is of a run that was killed
 # Counts changes of what is measured: 1 missed a lone last item's second moments, 2 added rows up otherwise.
 MEASURED = 3
 
@@ -96,10 +93,7 @@ def _keep(statistics: RetainStatistics, path: Path) -> None:
     write(statistics, path)
     for old in sorted(path.parent.glob("*.safetensors"), key=lambda p: -p.stat().st_mtime)[KEPT:]:
         old.unlink(missing_ok=True)
-    for unfinished in path.parent.glob(f"*{PARTIAL}"):
-        with suppress(FileNotFoundError):  # a run that writes it may finish meanwhile
-            if time.time() - unfinished.stat().st_mtime > ABANDONED:
-                unfinished.unlink()
+    sweep(path.parent)
 
 
 def _path(run: Run, plan: Plan, wanted: Wanted) -> Path:

@@ -3,15 +3,18 @@
 import io
 import json
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch._C._autograd import DeviceType
 
+import bench.hotspots
 from bench import limit
 from bench.footprint import growth
 from bench.hotspots import hotspots
@@ -308,3 +311,28 @@ def test_every_job_tells_its_hotspots(printed: dict[str, Any]) -> None:
     assert row["hotspots"].keys() == {*row["seconds"].keys() - {"limit"}, "preprocess"}
     for job, found in row["hotspots"].items():
         assert sum(each["seconds"] for each in found["operations"]) > 0, job
+
+
+def test_of_a_gpu_kernels_count_and_neither_the_host_nor_what_spans_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def event(key: str, where: DeviceType, seconds: float, spans: bool = False) -> SimpleNamespace:
+        taken = {"self_device_time_total": 1e6 * seconds, "self_cpu_time_total": 7e6}
+        return SimpleNamespace(key=key, device_type=where, count=2, is_user_annotation=spans, **taken)
+
+    events = [
+        event("aten::mm", DeviceType.CPU, 0.0),
+        event("relu", DeviceType.CUDA, 0.1),
+        event("gemm", DeviceType.CUDA, 0.3),
+        event("Optimizer.step#AdamW.step", DeviceType.CUDA, 0.4, spans=True),
+    ]
+    watched = nullcontext(SimpleNamespace(key_averages=lambda: events))
+    monkeypatch.setattr(bench.hotspots, "profile", lambda activities: watched)
+    gpu: Any = SimpleNamespace(device="cuda", seconds=lambda run: run())
+    found = hotspots(gpu, lambda: None, seconds=0.5)
+    assert found["busy"] == pytest.approx(0.8)
+    assert [(each["name"], each["seconds"]) for each in found["operations"]] == [
+        ("gemm", pytest.approx(0.3)),
+        ("relu", pytest.approx(0.1)),
+        ("others", 0),
+    ]

@@ -1,13 +1,15 @@
 """Files that are written whole or not at all."""
 
+import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 
-from contracts.whole_files import PARTIAL, write_private, written_whole
+from contracts.whole_files import ABANDONED, PARTIAL, write_private, written_whole
 
 
 def test_what_was_written_takes_the_place_of_the_old(tmp_path: Path) -> None:
@@ -68,6 +70,17 @@ def test_a_killed_writer_leaves_the_old_and_a_file_that_is_known_by_its_name(tmp
     assert path.read_text() == "old"
     (left,) = set(tmp_path.iterdir()) - {path}
     assert left.name.endswith(PARTIAL)
+
+    with written_whole(path) as partial:
+        partial.write_text("new")
+    assert left.exists(), "its writer might still be at it"
+    os.utime(left, (0, time.time() - ABANDONED - 1))
+    with written_whole(path.with_name("b.json")) as partial:
+        partial.write_text("of another name")
+    assert left.exists()
+    with written_whole(path) as partial:
+        partial.write_text("newer")
+    assert {p.name for p in tmp_path.iterdir()} == {"a.json", "b.json"}
 
 
 def test_a_private_file_is_its_owners_alone_also_where_an_open_one_was(tmp_path: Path) -> None:

@@ -39,9 +39,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 # Of models whose rule has other towers than the case's.
 TOWERS = {"unsay": ("language",), "scrub": ("vision",), "uce-cross-attention": ("unet",), "uce": ("text",)}
 BOTH = ("vision", "text")
-# Whose steps are signs of gradients, of which rounding decides the small ones: on the CPU, too, weights that
-# are 1e-7 larger get another edit.
-SIGN_STEPPED = ("instance-unlearning", "scrub")
+# AdamW's first steps are signs of gradients, of which rounding decides the small ones: on the CPU, too,
+# weights that differ by 2e-7 of their size get edits this far apart ...
+TRAINED = ("ascent-finetuning", "fine-tuning", "gradient-ascent", "salun")
+# ... and these, which look for pictures or follow a teacher meanwhile, wholly other ones.
+CHAOTIC = ("instance-unlearning", "scrub")
 FAMILIES = {"clip": "clip", "vlm": "vlm", "diffusion": "diffusion", "sdxl": "diffusion"}
 TREATED = [
     (kind, name)
@@ -86,8 +88,8 @@ def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 def test_gradients_are_those_of_the_cpu(case: Case, on_gpu: Callable[[], Any]) -> None:  # noqa: F811
     found = {}
     for model in (case.model(), on_gpu()):
-        layers, request = layers_of(case, model), asked_of(case, model)
         with deterministic(0, 1):
+            layers, request = layers_of(case, model), asked_of(case, model)
             forget = request.forget_gradient(model, [case.target], layers, 4)
             retain = request.retain_gradient(model, layers, case.method, lambda *told: None)
         assert {g.device.type for g in (*forget.values(), *retain.values())} == {model.device.type}
@@ -116,12 +118,14 @@ def test_an_edit_is_that_of_the_cpu_and_the_same_bits_twice(
         )
         edits.append({edit.layer for edit in outcome.edits})
         assert set(moved[-1]) == edits[-1]
+    assert moved[1]
+    assert moved[1].keys() == moved[2].keys()
     assert all(torch.equal(moved[1][n], moved[2][n]) for n in moved[1])
     # A net with random weights has no layer that is better than another by more than rounding.
-    if name not in SIGN_STEPPED and request.node.callspec.params["case"] != "sdxl":
+    if name not in CHAOTIC and request.node.callspec.params["case"] != "sdxl":
         assert edits[0] == edits[1]
         # A search ends within 2 % of a step size; rounding may end it elsewhere.
-        assert apart(moved[1], moved[0]) < 0.05
+        assert apart(moved[1], moved[0]) < (0.2 if name in TRAINED else 0.05)
 
 
 @pytest.mark.parametrize("case", ["clip-vit", "clip-rn"], indirect=True)
@@ -130,25 +134,26 @@ def test_half_precision_and_checkpoints_keep_the_gradient_and_micro_batches_do_n
     on_gpu: Callable[[], Any],
 ) -> None:
     model, request = on_gpu(), case.request
-    layers = layers_of(case, model)
 
-    def gradients(micro_batch: int, compute: Compute) -> list[dict[str, Tensor]]:
+    def gradients(micro_batch: int, compute: Compute) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         forget, retain = (
             (model, getattr(request, f"{kind}_images"), getattr(request, f"{kind}_captions"), layers)
             for kind in ("forget", "retain")
         )
-        return [
+        return (
             forget_gradient(*forget, micro_batch, compute),
             retain_gradient(*retain, retain_batch=24, micro_batch=micro_batch, seed=0, compute=compute),
-        ]
+        )
 
-    whole = gradients(1000, Compute())
-    for micro_batch in (1, 7):
-        for ours, theirs in zip(gradients(micro_batch, Compute()), whole, strict=True):
-            assert apart(ours, theirs) < 2e-4
-    for compute in (Compute(torch.bfloat16), Compute(torch.bfloat16, checkpointing=True)):
-        (rounded, _), (exact, _) = gradients(7, compute), whole
-        assert all(grad.dtype == torch.float32 for grad in rounded.values())
-        assert 1e-4 < apart(rounded, exact) < 0.1, "below: autocast is not on"
-    (scaled, _) = gradients(7, Compute(torch.float16))
-    assert 1e-5 < apart(scaled, whole[0]) < 0.02
+    with deterministic(0, 1):
+        layers = layers_of(case, model)
+        exact = gradients(7, Compute())
+        for micro_batch in (1, 1000):
+            for ours, theirs in zip(gradients(micro_batch, Compute()), exact, strict=True):
+                assert apart(ours, theirs) < 2e-4
+        for compute in (Compute(torch.bfloat16), Compute(torch.bfloat16, checkpointing=True)):
+            rounded, _ = gradients(7, compute)
+            assert all(grad.dtype == torch.float32 for grad in rounded.values())
+            assert 1e-3 < apart(rounded, exact[0]) < 0.1, "below: autocast is not on"
+        scaled, _ = gradients(7, Compute(torch.float16))
+        assert 1e-4 < apart(scaled, exact[0]) < 0.02
