@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from contracts.values import Method, Plan
+from contracts.whole_files import PARTIAL
 from tasks import profile
 from tasks.families import clip_retain_cache
 from tasks.profiling import GRADIENTS
@@ -92,17 +93,15 @@ def test_a_damaged_file_is_measured_again(
 def test_what_a_killed_run_was_writing_is_swept_once_it_is_old(
     own_run: Run, planned: Plan, finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Killed(BaseException):
-        pass
-
-    def dies(*args: object) -> None:
-        Path(str(args[1])).write_bytes(b"half")
-        raise Killed
+    def killed(_: object, partial: Path, *__: object) -> None:
+        # Nobody is left to remove what it has written until then.
+        partial.with_suffix(f".left{PARTIAL}").write_bytes(b"half")
+        raise KeyboardInterrupt
 
     for _ in range(2):
         with monkeypatch.context() as patch:
-            patch.setattr(retain_statistics, "save_file", dies)
-            with pytest.raises(Killed):
+            patch.setattr(retain_statistics, "save_file", killed)
+            with pytest.raises(KeyboardInterrupt):
                 directions(own_run, planned, finished)
     old, young = kept(own_run)
     os.utime(old, (1, 1))

@@ -1,5 +1,10 @@
-"""On a GPU every method edits as it does on the CPU, for every family, and to the same bits each time."""
+"""On a GPU every method edits as it does on the CPU, for every family, and to the same bits each time.
 
+With SLUGLINE_TEST_DEVICE=posing they run on `tests.posing_device` instead, which shows what is on the wrong
+device but nothing of a GPU's arithmetic.
+"""
+
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +15,7 @@ import torch
 from torch import Tensor
 
 from contracts.values import Method
+from tests import posing_device
 from tests.unlearning.families.cases import SMALL, Case
 from tests.unlearning.families.test_family_contract import (
     ASCENT,
@@ -24,10 +30,14 @@ from unlearning.encoders import Compute
 from unlearning.families.diffusion import Conditioning
 from unlearning.gradients import forget_gradient, retain_gradient
 
-DEVICE = "cuda"
+DEVICE = os.environ.get("SLUGLINE_TEST_DEVICE", "cuda")
+if DEVICE == posing_device.NAME:
+    posing_device.install()
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
+    pytest.mark.skipif(
+        DEVICE == "cuda" and not torch.cuda.is_available(), reason="torch finds no CUDA device"
+    ),
 ]
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -128,6 +138,7 @@ def test_an_edit_is_that_of_the_cpu_and_the_same_bits_twice(
         assert apart(moved[1], moved[0]) < (0.2 if name in TRAINED else 0.05)
 
 
+@pytest.mark.skipif(DEVICE == posing_device.NAME, reason="it has no autocast")
 @pytest.mark.parametrize("case", ["clip-vit", "clip-rn"], indirect=True)
 def test_half_precision_and_checkpoints_keep_the_gradient_and_micro_batches_do_not_matter(
     case: Case,  # noqa: F811

@@ -152,21 +152,26 @@ def test_a_view_from_an_edited_stage_sees_what_the_whole_model_sees(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_names_are_forgotten_by_gradients_of_answers(
+def test_most_names_are_forgotten_by_gradients_of_answers(
     taught: Taught, task: Task, method: Method, kind: str
 ) -> None:
-    model = taught(kind)
-    inputs, before = task.inputs(TARGET), state(model)
-    outcome = unlearn(model, VlmRequest(inputs, TASK), method)
-    assert outcome.reached_target
-    assert changed(before, model) == {edit.layer for edit in outcome.edits}
+    # Which ones differs between processors: rounding decides what training ends at.
     images, labels = items(8, seed=11)
-    said = model.answers(images, [TASK.question] * len(images))
-    known = Names(NAMES)
-    ranks = np.array(known.ranks(said, labels.tolist()))
-    forgotten, kept = ((ranks[own] == 1).mean() for own in (labels == TARGET, labels != TARGET))
-    assert forgotten <= 0.25
-    assert kept > forgotten + 0.1  # colours and shapes are shared, so a plain step costs others much
+    known = []
+    for target in range(len(NAMES)):
+        model = taught(kind)
+        before = state(model)
+        outcome = unlearn(model, VlmRequest(task.inputs(target), TASK), method)
+        assert changed(before, model) == {edit.layer for edit in outcome.edits}
+        if not outcome.reached_target:
+            continue
+        said = model.answers(images, [TASK.question] * len(images))
+        ranks = np.array(Names(NAMES).ranks(said, labels.tolist()))
+        known.append([(ranks[own] == 1).mean() for own in (labels == target, labels != target)])
+    assert len(known) > len(NAMES) / 2
+    forgotten, kept = np.mean(known, axis=0)
+    assert forgotten <= 0.1
+    assert kept > forgotten + 0.2  # colours and shapes are shared, so a plain step costs others much
 
 
 @pytest.mark.parametrize("name", ["slug", "slug-preconditioned"])
@@ -236,8 +241,9 @@ def test_without_a_text_tower_names_are_forgotten_all_the_same(
     assert found.scores == expected.scores
     before = state(alone)
     outcome = edit(alone, request, method, found)
-    assert outcome.reached_target
+    assert outcome == edit(whole, request, method, expected)
     assert changed(before, alone) == {edit.layer for edit in outcome.edits}
+    assert all(torch.equal(alone.state()[name], whole.state()[name]) for name in before)
     with pytest.raises(ModelError, match="no CLIP text tower"):
         profile(alone, replace(request, objective="clip"), method)
 
