@@ -30,8 +30,9 @@ def hotspots(meter: Meter, run: Callable[[], Any], seconds: float) -> dict[str, 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as watched:
         meter.seconds(run)
+    microseconds = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     found = [
-        (event.key[:NAME_LENGTH], _microseconds(event, on_gpu) / 1e6, event.count)
+        (event.key[:NAME_LENGTH], getattr(event, microseconds) / 1e6, event.count)
         for event in watched.key_averages()
         # An annotation spans the kernels inside it.
         if event.device_type.name == meter.device.upper() and not event.is_user_annotation
@@ -46,7 +47,3 @@ def hotspots(meter: Meter, run: Callable[[], Any], seconds: float) -> dict[str, 
             {"name": name, "seconds": taken, "calls": calls} for name, taken, calls in [*found[:MOST], rest]
         ],
     }
-
-
-def _microseconds(event: Any, on_gpu: bool) -> float:
-    return float(event.self_device_time_total if on_gpu else event.self_cpu_time_total)

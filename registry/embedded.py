@@ -1,12 +1,12 @@
 """The embedded store: one SQLite file and one artifact folder inside the workspace."""
 
 import fcntl
-import os
 import sqlite3
 import uuid
 from contextlib import closing
 from pathlib import Path
 
+from contracts.whole_files import written_whole
 from registry.connection import tame_mlflow
 
 
@@ -25,10 +25,8 @@ def ensure_database(path: Path) -> str:
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # held until the file is closed, by us or by our death
         if not path.exists():
-            unfinished = path.with_suffix(".unfinished")
-            unfinished.unlink(missing_ok=True)
-            _write_empty_store(unfinished)
-            os.replace(unfinished, path)
+            with written_whole(path) as partial:
+                _write_empty_store(partial)
     return uri
 
 
