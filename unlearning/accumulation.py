@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from contracts.errors import ModelError
+from contracts.errors import InputError, ModelError
 from unlearning import distributed
 from unlearning.encoders import FULL_PRECISION, Compute
 from unlearning.families import Editable, Watch
@@ -27,10 +27,13 @@ class GradientSum:
         divisor: what the scalars were divided by, which a loss scale takes into account.
 
     Raises:
+        InputError: no layer is named.
         ModelError: the model has no weight of a name.
     """
 
     def __init__(self, model: Editable, layers: Sequence[str], compute: Compute, divisor: int = 1) -> None:
+        if not layers:
+            raise InputError("no layer is named to take a gradient of")
         unknown = [layer for layer in layers if layer not in model.parameters]
         if unknown:
             raise ModelError(f"the model has no weight {unknown[0]!r}")
@@ -100,6 +103,7 @@ def mean_gradient(
         progress: called with (items done, items).
 
     Raises:
+        InputError: no layer is named.
         ModelError: a gradient is not finite (the message names the tensor), or the model has no weight of
             a name.
     """

@@ -18,6 +18,7 @@ from unlearning.forgetting import Forgetting
 from unlearning.gradients import forget_gradient, retain_gradient
 from unlearning.inplace import edited
 from unlearning.methods import ccup, razor, ssd
+from unlearning.similarity_drift import Drift
 from unlearning.zero_shot import class_embeddings
 
 TARGET = 3
@@ -287,7 +288,7 @@ def test_similarity_drift_has_no_gradient_at_the_original_and_the_right_one_else
     with torch.no_grad():
         image = model.image_features(model.preprocess(inputs.retain_images))
         original = image @ model.text_features(model.tokenize(inputs.retain_captions)).T
-    drift = razor.Drift(model, inputs, method)
+    drift = Drift(model, inputs, method)
     layer = "text_projection"
     assert drift.gradient([layer])[layer].abs().max() < 1e-5
     with edited(model.parameters, {layer: 0.1 * torch.randn(model.parameters[layer].shape)}):
@@ -392,7 +393,7 @@ def test_an_expansion_updates_the_layers_so_far_and_the_best_new_one_at_the_pres
 ) -> None:
     inputs = task.inputs(TARGET)
     method = replace(task.method, name="razor", micro_batch=1000, options={"ratio": 2.0, "drift": 30.0})
-    drift = razor.Drift(model, inputs, method)
+    drift = Drift(model, inputs, method)
     names = [c.name for c in model.candidates() if c.tower == "text"]
     so_far = {"text_projection": torch.zeros_like(model.parameters["text_projection"])}
     away = {k: 1.3 * model.parameters[k].detach().roll(1, 0) for k in so_far}
@@ -425,7 +426,7 @@ def test_layers_are_added_one_by_one_while_the_target_is_missed(
     monkeypatch.setattr(Judge, "reached", reached)
     monkeypatch.setattr(razor, "_search", step)
     first = methods.profile(model, inputs, method).directions["text"]
-    judge, drift = Judge(model, inputs, method, tuple(first)), razor.Drift(model, inputs, method)
+    judge, drift = Judge(model, inputs, method, tuple(first)), Drift(model, inputs, method)
     attempts, _ = razor._rounds(model, inputs, method, judge, first, drift, lambda *_: None)
 
     assert len(attempts) == rounds

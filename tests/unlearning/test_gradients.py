@@ -336,6 +336,10 @@ def test_bad_calls_are_refused(model: ClipModel, task, layers) -> None:
         retain_gradient(model, images, captions, layers, retain_batch=1, micro_batch=4, seed=0)
     with pytest.raises(InputError, match=r"uint8 \(N, H, W, 3\), got torch\.float32"):
         forget_gradient(model, images.astype("float32"), captions, layers, 16)
+    with pytest.raises(InputError, match="no layer is named"):
+        forget_gradient(model, images, captions, [], 16)
+    with pytest.raises(InputError, match="no layer is named"):
+        retain_gradient(model, images, captions, [], retain_batch=4, micro_batch=4, seed=0)
     with pytest.raises(ModelError, match=r"'visual\.nothing'"):
         forget_gradient(model, images, captions, ["visual.nothing"], 16)
     model.parameters["text_projection"].data.fill_(torch.inf)

@@ -179,6 +179,7 @@ def test_a_named_layer_is_the_only_one_and_gets_the_same_direction(model: ClipMo
         ({"layer": "transformer.resblocks.0.ln_1.weight"}, "no matrix of the vision or text tower"),
         ({"layer": "c_fc"}, "'c_fc' is no matrix"),
         ({"layer": layer, "widest": 4}, "more inputs than `widest` allows, 4"),
+        ({"widest": 4}, "every matrix of the vision or text tower has more inputs than `widest` allows, 4"),
     ):
         with pytest.raises(InputError, match=match):
             methods.profile(model, inputs, preconditioned(task, **told))

@@ -36,11 +36,12 @@ from unlearning.attempts import Attempt, Judge, check_profile, restored, settle
 from unlearning.families.clip import ClipModel
 from unlearning.forgetting import Forgetting
 from unlearning.gradients import Gradients
-from unlearning.inplace import apply, edited, requiring_grad
+from unlearning.inplace import apply, edited
 from unlearning.layer_scores import score_layers
 from unlearning.options import check_numbers
 from unlearning.request import Outcome, Profile, Progress, UnlearnInputs
 from unlearning.search import smallest_reaching
+from unlearning.similarity_drift import Drift
 from unlearning.stepper import FIRST_RELATIVE_STEP
 
 
@@ -133,7 +134,7 @@ def _rounds(
     method: Method,
     judge: Judge,
     directions: Mapping[str, Tensor],
-    drift: "Drift",
+    drift: Drift,
     progress: Progress,
 ) -> tuple[list[Attempt], list[StepTrial]]:
     """The state after each round in one tower, and every trial; the model ends as it began."""
@@ -164,32 +165,6 @@ def _rounds(
                 break
             directions = _expanded(model, inputs, method, names, directions, drift, progress)
     return attempts, trials
-
-
-class Drift:
-    """How far image-text similarities of retain items have moved since this was made."""
-
-    def __init__(self, model: ClipModel, inputs: UnlearnInputs, method: Method) -> None:
-        self._model, self._batch = model, method.micro_batch
-        self._pixels = torch.as_tensor(inputs.retain_images)
-        self._tokens = model.tokenize(inputs.retain_captions)
-        self._image = model.encode_images(inputs.retain_images, self._batch)
-        self._text = model.encode_texts(inputs.retain_captions, self._batch)
-
-    def gradient(self, layers: Sequence[str]) -> Gradients:
-        """Gradient of the mean squared change of the cosines within batches of `micro_batch` pairs."""
-        weights = [self._model.parameters[layer] for layer in layers]
-        total = {layer: torch.zeros_like(w) for layer, w in zip(layers, weights, strict=True)}
-        batches = torch.split(torch.arange(len(self._pixels)), self._batch)
-        with requiring_grad(self._model.net, total):
-            for rows in batches:
-                image = self._model.image_features(self._model.preprocess(self._pixels[rows]))
-                text = self._model.text_features(self._tokens[rows])
-                moved = image @ text.T - self._image[rows] @ self._text[rows].T
-                gradients = torch.autograd.grad(moved.square().mean() / len(batches), weights)
-                for layer, gradient in zip(layers, gradients, strict=True):
-                    total[layer] += gradient
-        return total
 
 
 def _gradients(

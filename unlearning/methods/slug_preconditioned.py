@@ -96,8 +96,9 @@ def profile(model: Editable, inputs: Request, method: Method, progress: Progress
         progress=progress,
     )
     candidates = [named[layer] for layer in named if layer in moments]
-    if options.layer is not None and not candidates:
-        raise InputError(f"{options.layer} has more inputs than `widest` allows, {options.widest}")
+    if not candidates:
+        named_or_all = options.layer or f"every matrix of the {' or '.join(method.towers)} tower"
+        raise InputError(f"{named_or_all} has more inputs than `widest` allows, {options.widest}")
     retain = {c.name: retain[c.name] for c in candidates}  # the others' memory is of no use any more
     scores: dict[str, tuple[LayerScore, ...]] = {}
     directions = {}
