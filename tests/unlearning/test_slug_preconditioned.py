@@ -16,6 +16,7 @@ from unlearning.gradients import forget_gradient
 from unlearning.inplace import edited
 from unlearning.layer_scores import score_layers
 from unlearning.layer_steps import LayerStep
+from unlearning.methods.slug_preconditioned import Options
 from unlearning.moment_sums import MatrixForm, Moments
 from unlearning.moments import retain_gradient_and_sums
 from unlearning.moments_solve import Preconditioner
@@ -194,7 +195,7 @@ def test_the_pareto_choice_is_slugs_front_of_matrices(model: ClipModel, task) ->
     profile = methods.profile(model, inputs, method)
     assert list(profile.directions[inputs.class_ids[TARGET]]) == wanted
     for layer, d in profile.directions[inputs.class_ids[TARGET]].items():
-        solver = Preconditioner(layer, moments[layer], 0.01, None)
+        solver = Preconditioner(layer, moments[layer], Options().epsilon, None)
         wanted_d = solver.direction(forget[layer])
         torch.testing.assert_close(d, wanted_d, rtol=1e-2, atol=1e-2 * float(wanted_d.abs().max()))
 

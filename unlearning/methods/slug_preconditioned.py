@@ -56,7 +56,7 @@ class Options:
         InputError: an option is out of its range.
     """
 
-    epsilon: float = 0.01
+    epsilon: float = 0.001
     output_epsilon: float | None = None
     layer: str | None = None
     choose: Literal["predicted", "pareto"] = "predicted"
