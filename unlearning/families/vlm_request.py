@@ -63,16 +63,21 @@ class VlmRequest:
 
     @cached_property
     def retained(self) -> tuple[list[int], list[str]]:
-        """The retain items whose caption holds a name, and the first one that it holds.
+        """The retain items whose caption holds a name to keep, and the first such name in it.
+
+        A caption may hold a target's name too, of what else is in the picture: this one is not held on to.
 
         Raises:
             InputError: none does.
         """
-        known = Names(self.inputs.class_names)
-        found = [known.found(caption) for caption in self.inputs.retain_captions]
+        known, targets = Names(self.inputs.class_names), self.targets
+        found = [
+            [name for name in known.found(caption) if name not in targets]
+            for caption in self.inputs.retain_captions
+        ]
         rows = [i for i, own in enumerate(found) if own]
         if not rows:
-            raise InputError(f"none of {len(found)} retain captions holds the name of a class")
+            raise InputError(f"none of {len(found)} retain captions holds the name of a class to keep")
         return rows, [self.inputs.class_names[found[i][0]] for i in rows]
 
     def forget_gradient(
@@ -92,7 +97,7 @@ class VlmRequest:
 
     @property
     def n_retained(self) -> int:
-        """How many retain items gradients are of: of answers, those whose captions name.
+        """How many retain items gradients are of: of answers, those whose captions hold a name to keep.
 
         Raises:
             InputError: no caption does.
@@ -107,10 +112,10 @@ class VlmRequest:
         progress: Progress,
         watch: Watch | None = None,
     ) -> Gradients:
-        """Gradient of the retain objective over the retain set; of answers, the items whose captions name.
+        """Gradient of the retain objective over the retain set; of answers, over `retained`.
 
         Raises:
-            InputError: no caption does, or the CLIP's losses have no gradient for a layer.
+            InputError: no caption holds a name to keep, or the CLIP's losses have no gradient for a layer.
             ModelError: a gradient is not finite (the message names the tensor), or there is no CLIP.
         """
         if self.objective == "clip":

@@ -96,7 +96,7 @@ def edit(
     """Train with every learning rate, choose, and edit the model in place; step size: see `training.train`.
 
     Raises:
-        InputError: the profile is of other concepts, or no retain caption holds a name.
+        InputError: the profile is of other concepts, or no retain caption holds a name to keep.
         ModelError: every learning rate breaks the model.
     """
     check_profile(profile, inputs)

@@ -85,8 +85,8 @@ def profile(model: VlmModel, inputs: VlmRequest, method: Method, progress: Progr
     the mean square of what it adds to kept outputs, over that of these outputs.
 
     Raises:
-        InputError: the language model is not to be edited, no retain caption holds a name, there are too
-            many keys, or fewer other tokens than `depth`.
+        InputError: the language model is not to be edited, no retain caption holds a name to keep, there are
+            too many keys, or fewer other tokens than `depth`.
         ModelError: the decoder is in half precision, or what enters or leaves the matrix is not finite.
     """
     options = from_plain(Options, method.options)

@@ -278,3 +278,17 @@ def test_retain_captions_without_a_name_are_left_out(taught: Taught, task: Task,
     inputs = task.inputs(TARGET, **nameless)
     with pytest.raises(InputError, match="none of 16 retain captions"):
         profile(model, VlmRequest(inputs, TASK), method)
+
+
+def test_no_retain_item_is_held_to_the_name_of_a_target(task: Task) -> None:
+    """Catches a retain side that holds on to what is erased, because a caption names it first."""
+    target = NAMES[TARGET]
+    texts = (f"a {target} beside a red square", f"a {target}", f"a blue cross, two {target}, a red cross")
+    images, _ = items(1, seed=3, labels=[0, 1, 4])
+    inputs = task.inputs(TARGET, retain_images=images, retain_captions=texts)
+    request = VlmRequest(inputs, TASK)
+    assert request.retained == ([0, 2], ["red square", "blue cross"])
+    assert request.n_retained == 2
+    alone = replace(inputs, retain_captions=(f"a {target}", f"two {target}", f"the {target}"))
+    with pytest.raises(InputError, match="none of 3 retain captions holds the name of a class to keep"):
+        _ = VlmRequest(alone, TASK).retained
