@@ -15,7 +15,7 @@ NAMED, NOT_NAMED = 1, 2
 
 def with_article(name: str) -> str:
     """A name as an answer gives it, by its first letter: "an apple", "a bird"."""
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def words(text: str) -> tuple[str, ...]:

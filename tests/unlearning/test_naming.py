@@ -42,4 +42,5 @@ def test_names_that_cannot_be_told_apart_are_refused(names: list[str], message: 
 
 def test_words_and_articles() -> None:
     assert words("Crème-brûlée, №5_x") == ("crème", "brûlée", "5", "x")
-    assert [with_article(name) for name in ("apple", "bird")] == ["an apple", "a bird"]
+    named = ["an apple", "a bird", "an Apple", "a Bird"]
+    assert [with_article(name) for name in ("apple", "bird", "Apple", "Bird")] == named
