@@ -57,7 +57,15 @@ def memories(model: VlmModel, features: Tensor, asked: Sequence[tuple[list[int],
 
 
 @torch.no_grad()
-def unsaid(model: VlmModel, found: Memories, depth: int, goal: float) -> Tensor:
+def scaled_head(model: VlmModel) -> Tensor:
+    """(V, W) the head behind the norm's gains, in fp64: what `unsaid` reads logits by."""
+    decoder = model.decoder
+    head: Tensor = decoder.lm_head.weight.double() * decoder.model.norm.weight.double()
+    return head
+
+
+@torch.no_grad()
+def unsaid(model: VlmModel, head: Tensor, found: Memories, depth: int, goal: float) -> Tensor:
     """(M, W) the smallest addition to each output that takes its token from among the likeliest.
 
     The token's logit falls by `goal` more than it leads the `depth`-th best other one, against the mean of
@@ -65,10 +73,16 @@ def unsaid(model: VlmModel, found: Memories, depth: int, goal: float) -> Tensor:
     below the last of them if these move alike.  The norm's division is held at what it is.  What both leave
     open the search split tells.  A token that is far off already is led by a hundredth of `goal`, so that no
     concept is without a direction.
+
+    Args:
+        model: at the weights that the memories were found with.
+        head: its `scaled_head`; handed in because it is the same for all memories and takes long to make.
+        found: of tokens that are to become unlikely.
+        depth: how many other tokens are to be likelier.
+        goal: by how much, see above.
     """
-    norm = model.decoder.model.norm
-    head = model.decoder.lm_head.weight.double() * norm.weight.double()
-    scale = (found.outputs.square().mean(dim=1, keepdim=True) + norm.variance_epsilon).sqrt()
+    epsilon = model.decoder.model.norm.variance_epsilon
+    scale = (found.outputs.square().mean(dim=1, keepdim=True) + epsilon).sqrt()
     logits = found.outputs @ head.T / scale
     ids = found.ids[:, None]
     best = logits.scatter(1, ids, -torch.inf).topk(depth, dim=1)

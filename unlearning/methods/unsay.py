@@ -39,7 +39,7 @@ from contracts.values import LayerScore, Method
 from unlearning.families import Progress
 from unlearning.families.vlm import VlmModel
 from unlearning.families.vlm_decoder import Asked
-from unlearning.families.vlm_memories import last_memory, memories, unsaid
+from unlearning.families.vlm_memories import last_memory, memories, scaled_head, unsaid
 from unlearning.families.vlm_request import VlmRequest
 from unlearning.least_change import check_number, least_change
 from unlearning.options import check_numbers
@@ -152,12 +152,12 @@ def _gone(
     asked = [model.chat.answered(question, answer(n), part) for n, part in zip(names, parts, strict=True)]
     check_number((1 + options.forget_views) * sum(sum(counts) for _, counts in asked))
     generator = torch.Generator().manual_seed(inputs.seed)
-    keys, wanted, owners = [], [], []
+    head, keys, wanted, owners = scaled_head(model), [], [], []
     for view in _views(images, options.forget_views, generator):
         for rows in torch.split(torch.arange(len(images)), micro_batch):
             seen = memories(model, model.features(view[rows], micro_batch), [asked[i] for i in rows])
             keys.append(seen.keys)
-            wanted.append(unsaid(model, seen, options.depth, options.goal))
+            wanted.append(unsaid(model, head, seen, options.depth, options.goal))
             owners.append(labels[rows][seen.rows.cpu()])
     return torch.cat(keys), torch.cat(wanted), torch.cat(owners).to(keys[0].device)
 

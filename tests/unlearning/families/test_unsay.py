@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from contracts.errors import InputError, ModelError
 from contracts.values import Method
@@ -18,7 +19,7 @@ from unlearning import methods, unlearn
 from unlearning.families.vlm import VlmModel
 from unlearning.families.vlm_config import ChatCfg
 from unlearning.families.vlm_decoder import Chat
-from unlearning.families.vlm_memories import Memories, last_memory, memories, unsaid
+from unlearning.families.vlm_memories import Memories, last_memory, memories, scaled_head, unsaid
 from unlearning.families.vlm_request import VlmRequest
 from unlearning.inplace import edited
 from unlearning.least_change import least_change
@@ -117,7 +118,7 @@ def test_values_bring_the_token_below_the_mean_of_the_best_others_and_no_token_u
     others[own] = -torch.inf
     best = others.topk(depth, dim=1)
     lead = before[own] - best.values[:, -1]
-    after = logits_of(model, seen.outputs + unsaid(model, seen, depth, goal), scale)
+    after = logits_of(model, seen.outputs + unsaid(model, scaled_head(model), seen, depth, goal), scale)
     # Below the mean of the best others by `goal` more than it led the last of them.
     fallen = (before[own] - before.gather(1, best.indices).mean(1)) - (
         after[own] - after.gather(1, best.indices).mean(1)
@@ -177,6 +178,33 @@ def test_keys_do_not_depend_on_the_micro_batch(taught: Taught, task: Task) -> No
     kept = [_kept(model, request, options, size, lambda *told: None) for size in (1, 7)]
     torch.testing.assert_close(kept[0][0], kept[1][0], atol=1e-4, rtol=1e-4)
     assert kept[0][1] == pytest.approx(kept[1][1], rel=1e-5)
+
+
+class _Shapes(TorchFunctionMode):
+    """Keeps the shapes of all fp64 tensors that are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[int, ...]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.dtype == torch.float64:
+            self.made.append(tuple(made.shape))
+        return made
+
+
+def test_the_head_is_taken_in_double_precision_once_for_all_views_and_micro_batches(
+    taught: Taught, task: Task
+) -> None:
+    """Of a published model it is a gigabyte: to make it for every micro-batch takes longer than all else."""
+    model, request = taught("vit"), asked(task, TARGET)
+    counts = []
+    for views, size in ((0, 100), (2, 1)):
+        with _Shapes() as seen:
+            _gone(model, request, Options(forget_views=views), size)
+        counts.append(seen.made.count(tuple(model.decoder.lm_head.weight.shape)))
+    assert counts[0] == counts[1] > 0
 
 
 def test_what_answers_to_kept_pictures_rest_on_hardly_moves(taught: Taught, task: Task) -> None:
