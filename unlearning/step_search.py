@@ -1,28 +1,20 @@
 """The search for a step with the rule, the target and the budget of a request, on its search split."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from contracts.errors import ModelError
-from unlearning.families import Split
+from contracts.values import Method
 from unlearning.forgetting import Forgetting
 from unlearning.search import StepSearch, smallest_step
 
 
 def search_step(
-    split: Split,
+    method: Method,
+    unedited: Forgetting,
     observe: Callable[[float], Forgetting | None],
-    targets: Sequence[int],
     first: float,
     least: float,
 ) -> StepSearch[Forgetting]:
-    """`smallest_step` with the rule, the target and the budget of the split's request.
-
-    Raises:
-        ModelError: the model gives features that are not finite as it is.
-    """
-    method, unedited = split.method, split.view({}).forgetting(targets)  # needs no forward pass
-    if unedited is None:
-        raise ModelError("the model gives features that are not finite on the search split")
+    """`smallest_step` with the rule, the target and the budget of a method; `unedited` is seen without a step."""
     return smallest_step(
         observe,
         lambda seen: seen.worst <= method.forget_target,

@@ -61,6 +61,7 @@ class Stepper:
         self._concepts = tuple(concepts)
         self._all = [target for own in targets.values() for target in own]
         self._weights, self._method = split.model.parameters, split.method
+        self._known: dict[tuple[int, ...], Forgetting] = {}
 
     def search_layers(self, progress: Progress) -> dict[str, list[LayerStep]]:
         """The best step of every layer that has a direction, by concept.
@@ -69,6 +70,9 @@ class Stepper:
         their order is free, and one view (one stage's activations) at a time serves all concepts.
         A layer where every tried step breaks the model is left out.  What a layer keeps is no longer
         counted once another one is sure to be chosen before it: it counts as 0, its trial has no rate.
+
+        Raises:
+            ModelError: the model gives features that are not finite as it is.
         """
         jobs = [(concept, layer) for concept, own in self._directions.items() for layer in own]
         found: dict[tuple[str, str], LayerStep | None] = {}
@@ -99,7 +103,7 @@ class Stepper:
             The combination, whether it met the target (if not, it is the closest), and the trials.
 
         Raises:
-            ModelError: every factor tried breaks the model.
+            ModelError: every factor tried breaks the model, or it is broken as it is.
         """
         whole = Combination(tuple(steps))
         view, targets = self._view(whole), self._all
@@ -111,7 +115,7 @@ class Stepper:
             progress("joint step", tried, budget)
             return self._observe(view, whole.updates(self._directions, factor), targets)
 
-        search = search_step(self._split, observe, targets, 1.0, self._least)
+        search = search_step(self._method, self._unedited(targets), observe, 1.0, self._least)
         if not search.tried:
             raise ModelError("no joint step leaves the model with finite features")
         factor, _ = smallest_or_closest(search)
@@ -168,7 +172,7 @@ class Stepper:
             return self._observe(view, scaled(direction, step), targets)
 
         first = self._first(weight_norm, direction_norm)
-        search = search_step(self._split, observe, targets, first, self._least)
+        search = search_step(self._method, self._unedited(targets), observe, first, self._least)
         if not search.tried:
             return None
         reached = search.smallest is not None
@@ -217,6 +221,20 @@ class Stepper:
             and trial.forget_rate == 0.0
             and trial.retained_rate is not None
         )
+
+    def _unedited(self, targets: Sequence[int]) -> Forgetting:
+        """What is known of the targets without a step; measured once, since a VLM has to answer for it.
+
+        Raises:
+            ModelError: the model gives features that are not finite as it is.
+        """
+        known = self._known.get(tuple(targets))
+        if known is None:
+            known = self._split.view({}).forgetting(targets)
+            if known is None:
+                raise ModelError("the model gives features that are not finite on the search split")
+            self._known[tuple(targets)] = known
+        return known
 
     def _observe(
         self, view: View, updates: Mapping[str, Tensor], targets: Sequence[int]

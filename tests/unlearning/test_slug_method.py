@@ -1,7 +1,7 @@
 """SLUG end to end on tiny trained models, against a plain implementation and its invariants."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ from unlearning.layer_steps import LayerStep, best_layer
 from unlearning.objectives import forget_loss, retain_loss
 from unlearning.request import JOINT
 from unlearning.search import StepSearch
-from unlearning.search_split import SearchSplit
+from unlearning.search_split import SearchSplit, SplitView
 from unlearning.step_search import smallest_or_closest
 
 TARGET = 3
@@ -244,6 +244,23 @@ def test_several_concepts_add_up_at_the_original_weights(model: ClipModel, task)
         change = (expected - before[edit.layer]).norm() / before[edit.layer].norm()
         assert edit.relative_change == pytest.approx(float(change), rel=1e-3)
     assert PlainSlug(model, inputs, task.method).evaluate(model)[0] == 0.0
+
+
+def test_what_is_known_without_a_step_is_measured_once_for_all_layers(
+    model: ClipModel, task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, asked = task.inputs(1, 4), []
+    measured = SplitView.forgetting
+
+    def counted(view: SplitView, targets: Sequence[int], exact: bool = True) -> Forgetting | None:
+        if not view.entering:  # of no stage: nothing is edited
+            asked.append(tuple(targets))
+        return measured(view, targets, exact)
+
+    monkeypatch.setattr(SplitView, "forgetting", counted)
+    outcome = methods.unlearn(model, inputs, task.method)
+    assert len({(trial.concept, trial.layer) for trial in outcome.trials}) > 3, "no layers, no test"
+    assert sorted(asked) == [(1,), (1, 4), (4,)]
 
 
 def test_profile_and_search_can_run_apart(model: ClipModel, task, tmp_path) -> None:
