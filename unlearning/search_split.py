@@ -201,12 +201,11 @@ class SplitView:
         """(n, forget_at) highest scores of each row, falling."""
         return scores.topk(self._split.method.forget_at, dim=1).values
 
-    def retained_rate(self) -> float:
-        """TA@1 over the items of classes to keep; 0 where features are not finite (nothing is classified)."""
-        return self.retained_rate_if(lambda rate: True) or 0.0
-
     def retained_rate_if(self, enough: Callable[[float], bool]) -> float | None:
-        """`retained_rate`, or None if, before a part is counted, the most that it can be is not `enough`."""
+        """TA@1 over the items of classes to keep; 0 where features are not finite (nothing is classified).
+
+        None if, before a part is counted, the most that it can be is not `enough`.
+        """
         return mean_if(self._right(), len(self._split.kept_rows), enough)
 
     def _right(self) -> Iterator[Tensor | None]:

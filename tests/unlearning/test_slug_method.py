@@ -407,10 +407,10 @@ def test_what_enters_a_layer_to_be_edited_is_not_computed_twice(
 def test_what_is_kept_is_counted_exactly_or_not_at_all(model: ClipModel, task, monkeypatch) -> None:
     view = SearchSplit(model, task.inputs(TARGET), task.method).view({"vision": 0})
     monkeypatch.setattr(search_split, "LOOKS", 1)
-    whole = view.retained_rate()
+    whole = view.retained_rate_if(lambda most: True)
     assert 0.0 < whole < 1.0
     monkeypatch.setattr(search_split, "LOOKS", 5)
-    assert view.retained_rate() == whole
+    assert view.retained_rate_if(lambda most: True) == whole
     asked: list[float] = []
     assert view.retained_rate_if(lambda most: asked.append(most) or most >= whole) == whole
     assert len(asked) > 2
@@ -443,7 +443,7 @@ def test_huge_steps_that_break_the_model_are_not_success(model: ClipModel, task)
     view = SearchSplit(model, inputs, task.method).view({"text": model.staged("text").stage_of(layer)})
     with edited(model.parameters, {layer: torch.full_like(model.parameters[layer], 3e38)}):
         assert view.forgetting([TARGET]) is None
-        assert view.retained_rate() == 0.0
+        assert view.retained_rate_if(lambda most: True) == 0.0
     outcome = methods.edit(model, inputs, replace(task.method, search_steps=40), huge)
     assert all(math.isfinite(v) for t in outcome.trials for v in (t.step_size, t.forget_rate, t.forget_score))
     assert changed(model, start) == {layer}
@@ -581,7 +581,7 @@ def test_the_margin_is_negative_exactly_where_the_target_is_met(model: ClipModel
                     with edited(model.parameters, {layer: size * direction}):
                         exact, near = (view.forgetting([1], exact=e) for e in (True, False))
                         whole = view.both([1])
-                        retained = view.retained_rate()
+                        retained = view.retained_rate_if(lambda most: True)
                     assert exact is not None
                     assert near is not None
                     assert whole is not None
