@@ -143,6 +143,16 @@ def test_visible_says_from_where_on_an_image_counts_as_known() -> None:
         assert (seen.rate > 0, seen.margin > 0) == (known, known)
 
 
+def test_unless_told_an_image_counts_as_known_from_where_the_request_says() -> None:
+    known = {}
+    for asked in (0.0, 100.0):
+        for options in ({}, {"visible": 0.0}, {"visible": 100.0}):
+            method = told(protect="none", steps=1, **options)
+            outcome = methods.unlearn(trained(), replace(sets().request(), visible=asked), method)
+            known[asked, options.get("visible")] = outcome.curve[0].forget_rate > 0
+    assert known == {(by, own): (by if own is None else own) == 0.0 for by, own in known}
+
+
 def test_importance_holds_weights_that_others_need() -> None:
     moved = {}
     for importance in (0.0, 1e4):

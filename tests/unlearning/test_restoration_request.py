@@ -154,11 +154,32 @@ def test_a_view_from_any_stage_sees_what_a_whole_pass_sees(
         assert seen is not None
         assert both is not None
         assert seen.score == pytest.approx(float(gains.mean()), abs=1e-3)
-        assert seen.rate == float((gains >= 0).double().mean())
+        assert seen.rate == float((gains > 0).double().mean())
         # half of the images may stay known: the margin is that of the next one
         assert seen.margin == pytest.approx(float(gains.sort(descending=True).values[2]), abs=1e-3)
         assert both[0].score == pytest.approx(seen.score, abs=1e-4)
         assert both[1] == pytest.approx(rate, abs=1e-5)
+
+
+def test_an_image_that_is_left_as_it_came_is_not_known() -> None:
+    """Else a restorer that does nothing at all would have to do harm to count as one that has forgotten."""
+    model, layer = trained(), "output.weight"
+    learned = model.parameters[layer].detach().clone()
+    with torch.no_grad():
+        model.parameters[layer].zero_()
+    split = sets().request().search_split(model, METHOD)
+    assert torch.equal(split.errors, split.input_errors), "no identity, no test"
+    for view in (split.view({}), split.view({"net": split.place(layer)[1]})):
+        both = view.both([DARK])
+        assert both is not None
+        for seen in (view.forgetting([DARK]), both[0]):
+            assert seen is not None
+            assert (seen.rate, seen.score) == (0.0, 0.0)
+            assert seen.margin < 0
+    with edited(model.parameters, {layer: learned}):
+        restored = view.forgetting([DARK])
+    assert restored is not None
+    assert restored.rate > 0
 
 
 def test_what_is_retained_is_counted_only_while_it_can_be_enough(model: RestorationModel) -> None:

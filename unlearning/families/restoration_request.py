@@ -83,7 +83,7 @@ class RestorationRequest:
         retain: pairs of what is kept.
         search: pairs of both.
         seed: of nothing here; every mean is over whole sets.
-        visible: decibels by which a search image must come out nearer to the clean one to count as known.
+        visible: gain in dB over the input above which a search image counts as known.
 
     Raises:
         InputError: labels contradict each other (`unlearning.labels`).

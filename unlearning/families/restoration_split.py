@@ -1,6 +1,8 @@
 """The search split of a request to a restorer, re-measured after each edit from the edited stage on.
 
-An image is *known* while it comes out nearer to the clean one than it went in, by `visible` decibels or more.
+An image is *known* while it comes out nearer to the clean one than it went in by more than `visible` dB.  At
+the threshold it is not, unlike where scores tie in other families: an image that is left exactly as it came
+has a gain of 0, and is not restored.
 
 Shapes: n images asked for, N images of H x W pixels.  PSNR in dB, of values 0 to 1, the output clipped.
 """
@@ -22,6 +24,8 @@ from unlearning.resumable_pass import Entering, ResumablePass
 if TYPE_CHECKING:
     from unlearning.families.restoration_request import RestorationRequest
 
+# Margin of an image at the threshold: below zero, and smaller than any difference between two gains.
+NOT_KNOWN = -1e-30
 # Parts of the images to keep, after each of which it is asked whether a layer can still be the best.
 LOOKS = 4
 
@@ -116,8 +120,9 @@ class RestorationView:
         if not bool(torch.isfinite(errors).all()):
             return None
         gains = psnr(errors) - psnr(self._split.input_errors[rows])
+        margins = gains - self._split.visible
         return Forgetting.of(
-            gains - self._split.visible,
+            margins.where(margins != 0, NOT_KNOWN),
             gains,
             self._split.labels[rows],
             targets,

@@ -55,7 +55,7 @@ class Options(Budget):
     weight: of the protecting term.
     importance: of the anchoring term; 0 leaves it out.
     attack_steps, radius: of PGD; the radius is a root mean square over pixels, in 0..1.
-    visible: decibels by which a search image must come out nearer to the clean one to count as known.
+    visible: gain in dB over the input above which a search image counts as known; None: the request's own.
 
     Raises:
         InputError: an option is out of its range.
@@ -71,7 +71,7 @@ class Options(Budget):
     importance: float = 0.0
     attack_steps: int = 20
     radius: float = 0.07
-    visible: float = 0.0
+    visible: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,7 +125,7 @@ def edit(
         return total
 
     batches = partial(_Batches, forget, protected, options.batch, inputs.seed)
-    judged = replace(inputs, visible=options.visible)
+    judged = inputs if options.visible is None else replace(inputs, visible=options.visible)
     return train(model, judged, method, options, batches, loss, profile, progress)
 
 
