@@ -1,4 +1,4 @@
-"""Unlearning on CLIP models in pure PyTorch: usable from a notebook, knows no pipeline.
+"""Unlearning in pure PyTorch, on CLIP and other models: usable from a notebook, knows no pipeline.
 
     model = ClipModel.load(folder)
     with deterministic(seed=0, threads=1):

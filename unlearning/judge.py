@@ -2,7 +2,7 @@
 
 What it says about samples before and after an edit is the verdict, so it must owe nothing to the model
 that is edited.  It is trained on drawings alone (`data.train_judge`).  Its pooled features are the
-feature net of FID and KID (`unlearning.picture_quality`).
+feature net of KID (`unlearning.picture_quality`).
 
 A folder holds `weights.safetensors` and `judge.json`: {"schema": 1, "size": 32, "width": 32, "objects":
 [opaque ids], "styles": [opaque ids]}.

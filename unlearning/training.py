@@ -99,7 +99,7 @@ def train(
         names: the tensors to train; every `attempts.trainable` one of the method's towers if not given.
 
     Raises:
-        ModelError: every learning rate breaks the model at its first step.
+        ModelError: every learning rate breaks the model before the first look at it (`Budget.looks`).
     """
     names = trainable(model, method.towers) if names is None else names
     judge = Judge(model, inputs, method, names)

@@ -1,8 +1,8 @@
 """Zero-shot classification and retrieval: class embeddings, ranks, rates.
 
 A rank is 1-based.  Ties are decided for the reading that is worse for us: a forgotten item
-counts as still known if it *could* stand that high (`best_rank`), a retained item as known only
-if it *must* (`worst_rank`).  Otherwise a model whose features collapse to one point, where every
+counts as still known if it *could* stand that high (`ties="best"`), a retained item as known only
+if it *must* (`ties="worst"`).  Otherwise a model whose features collapse to one point, where every
 score ties, would look as if it had forgotten perfectly and kept everything.
 
 Shapes: N images, C classes, T templates, D embedding width; features have unit length.

@@ -11,7 +11,7 @@ others exactly its component in the span.  The edit has rank k and needs only th
 The paper projects the image side; so does this, wherever the vision tower may be edited.  Ours:
 the projection's bias is multiplied too where there is one (the map is linear on the feature, not on the
 weight); for requests that allow only the text tower the text projection is multiplied instead;
-the smallest sufficient strength is found on the search split, from a grid of `search_steps` values.
+of a grid of `search_steps` strengths the sufficient one that keeps most on the search split is taken.
 Descriptions of the paper mention embeddings of retained classes as well; how they enter was not
 available to us, so P is the plain null-space projection of its abstract.
 

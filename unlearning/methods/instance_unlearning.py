@@ -14,8 +14,8 @@ a re-implementation of the idea.  Carried over here:
                  answering them as the original did.  "random" is the control: in place of PGD's perturbation
                  a random one of the same norm, image by image.  "retained": pairs of the retain set.
                  "answers": the retained images, to be answered as the original did.  "none"
-    importance   times the squared change of every weight, weighted by one minus its MAS importance for the
-                 forget images (mean |d||f(x)|| / d weight|, scaled to 0..1 within a tensor)
+    importance   times half the squared change of every weight, weighted by one minus its MAS importance for
+                 the forget images (mean |d||f(x)|| / d weight|, scaled to 0..1 within a tensor)
 
 Trained like all baselines (`unlearning.training`): a stop check after each step, learning rates from a grid;
 "identity" may also run its whole schedule, as it has nothing to overshoot.
