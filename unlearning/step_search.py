@@ -14,7 +14,7 @@ def search_step(
     first: float,
     least: float,
 ) -> StepSearch[Forgetting]:
-    """`smallest_step` with the rule, the target and the budget of a method; `unedited` is seen without a step."""
+    """`smallest_step` with the rule, the target and the budget of a method; `unedited`: without a step."""
     return smallest_step(
         observe,
         lambda seen: seen.worst <= method.forget_target,
