@@ -32,7 +32,7 @@ from typing import Any
 from bench.case import Settings
 from bench.compare_plots import plots
 from bench.compare_table import page
-from bench.contenders import HEADLINES, Stop, read_table, table
+from bench.contenders import HEADLINES, Stop, read_table, resolved, table
 from bench.gold import prepare_union
 from bench.models import add_model_options, base_model, model_folder
 from bench.provenance import provenance
@@ -115,11 +115,11 @@ def write(out: Path, result: Mapping[str, Any], rows: Sequence[Row]) -> None:
 
 def _house_labels(works: Sequence[Work], houses: Mapping[Axis, Rules]) -> dict[Kind, str]:
     """Which contender is treated as slugline.yaml says, by kind of request; absent if none is."""
-    own = {axis: choose(house, {}).method for axis, house in houses.items()}
+    own = {axis: resolved(choose(house, {}).method) for axis, house in houses.items()}
     return {
         work.request.kind: work.contender.label
         for work in works
-        if work.contender.method == own[work.request.axis]
+        if work.contender.resolved == own[work.request.axis]
     }
 
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from contracts.canonical import digest, from_plain
+from contracts.canonical import digest, from_plain, to_plain
 from contracts.errors import InputError
 from contracts.values import Axis, Method
+from unlearning.methods import method_named
 
 COMMON: Mapping[str, Any] = {"towers": ["vision", "text"], "forget_at": 5, "micro_batch": 256}
 TEXT: Mapping[str, Any] = {"towers": ["text"], "forget_at": 20}
@@ -59,9 +60,43 @@ class Contender:
     method: Method | None
 
     @property
+    def resolved(self) -> Method | None:
+        """The method as rows name it, see `resolved`.
+
+        Raises:
+            InputError: see there.
+        """
+        return None if self.method is None else resolved(self.method)
+
+    @property
     def sha256(self) -> str:
-        """Digest of everything that the method was told."""
-        return digest(self.method)
+        """Digest of everything that decides what the method does, so that a changed default is another one.
+
+        Raises:
+            InputError: see `resolved`.
+        """
+        return digest(self.resolved)
+
+
+def resolved(method: Method) -> Method:
+    """The method with every option it has: what it was not told is what its defaults are today.
+
+    Options that name a method themselves, as the parts of `per-tower` do, are resolved by that one.
+
+    Raises:
+        InputError: a method, or one of its options, is unknown or out of its range.
+    """
+    return replace(method, options=_all_options(method.name, method.options))
+
+
+def _all_options(name: str, told: Mapping[str, Any]) -> dict[str, Any]:
+    known: dict[str, Any] = to_plain(from_plain(method_named(name).Options, told))
+    return {
+        option: {**value, "options": _all_options(value["name"], value["options"])}
+        if isinstance(value, Mapping) and {"name", "options"} <= value.keys()
+        else value
+        for option, value in known.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def row_key(
     Args:
         weights_sha256: of the model.
         targets: of the request.
-        method_sha256: of the method with its options.
+        method_sha256: of the method with its options, also those that it was not told.
         retain_known: what it uses of the retain set was measured before (`bench.case.Case.given`).
     """
     told = [weights_sha256, list(targets), method_sha256]

@@ -54,7 +54,7 @@ def trial(case: Case, contender: Contender, work: ClipModel, audits: Mapping[str
         "kind": case.request.kind,
         "targets": list(case.request.targets),
         "label": contender.label,
-        "method": to_plain(contender.method),
+        "method": to_plain(contender.resolved),
         "retrained": case.retrained.used if case.retrained is not None else None,
         "error": None,
     }

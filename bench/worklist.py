@@ -146,7 +146,7 @@ def worklist(asked: Asked, requests: Sequence[Request], houses: Mapping[Axis, Ru
     """Every row that is asked for, in the order of measuring: models, then requests, then contenders.
 
     Raises:
-        InputError: a label of a contender is unknown.
+        InputError: a label of a contender is unknown, or its method refuses what it is told.
         OSError: a model's weights cannot be read.
     """
     own = {axis: choose(house, {}).method for axis, house in houses.items()}
@@ -199,7 +199,8 @@ def measure(
     out.mkdir(parents=True, exist_ok=True)
     rows = Rows(out / "rows.jsonl")
     _measure(asked, world, works, rows, part, limit_seconds)
-    return rows.of([work.key for work in works])
+    # One row serves two contenders that differ by what they are called alone; each has it by its own name.
+    return [{**row, "label": work.contender.label} for work in works for row in rows.of([work.key])]
 
 
 def _measure(
@@ -219,6 +220,9 @@ def _measure(
             bar.update(len(group) - len(missing))
             case = None
             for work in missing:
+                if rows.holds(work.key, work.audits):  # by now: the same method under another label
+                    bar.update()
+                    continue
                 if limit_seconds is not None and monotonic() - began > limit_seconds:
                     return
                 if loaded is None or loaded[0] != work.model:

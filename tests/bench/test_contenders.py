@@ -1,13 +1,15 @@
 """Every method is compared, told something it accepts, and stopped as the table says."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from bench.contenders import COMMON, Stop, contenders, read_table, table
+from bench.contenders import COMMON, Contender, Stop, contenders, read_table, resolved, table
 from contracts.errors import InputError
 from contracts.values import Axis, Method
 from unlearning import methods
+from unlearning.methods import slug_preconditioned
 
 STOPS: dict[Axis, Stop] = {"object": Stop(), "style": Stop(at=1)}
 
@@ -37,6 +39,50 @@ def test_all_search_with_the_same_budget_and_templates(known: dict[str, Method])
 
 def test_no_two_contenders_are_the_same(known: dict[str, Method]) -> None:
     assert len({c.sha256 for c in contenders(known, (), "object", STOPS)}) == len(known)
+
+
+# --- what a method is told, and what its defaults say ----------------------------------------------------
+
+
+def sha256(name: str, **options: object) -> str:
+    return Contender("x", Method(name, options=options)).sha256
+
+
+def test_a_default_that_is_told_makes_no_other_method() -> None:
+    epsilon = slug_preconditioned.Options().epsilon
+    assert sha256("slug-preconditioned") == sha256("slug-preconditioned", epsilon=epsilon)
+    assert sha256("slug-preconditioned") != sha256("slug-preconditioned", epsilon=2 * epsilon)
+    part = {"name": "slug-preconditioned"}
+    told = sha256("per-tower", text={**part, "options": {"epsilon": epsilon}})
+    assert told == sha256("per-tower", text=part)
+    assert sha256("per-tower", text={"name": "uce"}) == sha256("per-tower")
+
+
+def test_a_changed_default_makes_another_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    part, before = {"name": "slug-preconditioned"}, slug_preconditioned.Options().epsilon
+    by_itself, in_a_part = sha256("slug-preconditioned"), sha256("per-tower", text=part)
+
+    @dataclass(frozen=True)
+    class Options(slug_preconditioned.Options):
+        epsilon: float = 0.25
+
+    monkeypatch.setattr(slug_preconditioned, "Options", Options)
+    assert sha256("slug-preconditioned") != by_itself
+    assert sha256("per-tower", text=part) != in_a_part
+    assert sha256("slug-preconditioned", epsilon=before) == by_itself
+
+
+def test_a_resolved_method_is_accepted_and_resolves_to_itself(known: dict[str, Method]) -> None:
+    for method in known.values():
+        methods.check(resolved(method), n_classes=400)
+        assert resolved(resolved(method)) == resolved(method)
+    assert resolved(known["per-tower"]).options["vision"]["options"].keys() >= {"shrinkage", "layer", "most"}
+
+
+@pytest.mark.parametrize("told", [{"name": "slugg"}, {"name": "uce", "options": {"epsilom": 1.0}}])
+def test_what_a_method_refuses_is_refused_before_any_row(told: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        _ = Contender("x", Method(**told)).sha256  # type: ignore[arg-type]
 
 
 def test_on_styles_everybody_stops_where_the_house_does(known: dict[str, Method]) -> None:

@@ -2,20 +2,23 @@
 
 import json
 from argparse import ArgumentTypeError
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import bench.worklist
 from bench.case import Settings
-from bench.contenders import Stop, table
+from bench.compare import _house_labels
+from bench.contenders import Stop, resolved, table
 from bench.models import EMOJI, REFERENCE_MODELS
 from bench.requests import Request
 from bench.rows import Rows, row_key
-from bench.worklist import Asked, Work, parse_audits, parse_sizes, worklist
-from contracts.canonical import digest, file_sha256, from_plain
+from bench.worklist import Asked, Work, World, measure, parse_audits, parse_sizes, worklist
+from contracts.canonical import digest, file_sha256, from_plain, to_plain
 from contracts.errors import InputError
-from contracts.values import Method
+from contracts.values import Axis, Method
 from tasks.house import Rules
 from unlearning.families.config import WEIGHTS
 
@@ -92,9 +95,13 @@ def models(tmp_path: Path) -> dict[str, Path]:
     return {name: tmp_path / name for name in ("one", "two")}
 
 
-def works(models: dict[str, Path], audits: str = "none", **changes: Any) -> list[Work]:
+HOUSE = Rules(*("",) * 6, method={"name": "uce", "forget_at": 1, "micro_batch": 7})
+HOUSES: dict[Axis, Rules] = {"object": HOUSE, "style": HOUSE}
+
+
+def asked_for(models: dict[str, Path], audits: str = "none", **changes: Any) -> Asked:
     settings = Settings()
-    asked = Asked(
+    return Asked(
         **{
             "models": models,
             "table": table(("slug", "ccup")),
@@ -109,8 +116,10 @@ def works(models: dict[str, Path], audits: str = "none", **changes: Any) -> list
             **changes,
         }
     )
-    house = Rules(*("",) * 6, method={"forget_at": 1, "micro_batch": 7})
-    return worklist(asked, REQUESTS, {"object": house, "style": house})
+
+
+def works(models: dict[str, Path], audits: str = "none", **changes: Any) -> list[Work]:
+    return worklist(asked_for(models, audits, **changes), REQUESTS, HOUSES)
 
 
 def test_one_row_for_every_model_request_and_contender(models: dict[str, Path]) -> None:
@@ -150,6 +159,43 @@ def test_everybody_takes_as_many_items_at_a_time_as_the_house(models: dict[str, 
     assert {work.contender.method.micro_batch for work in works(models) if work.contender.method} == {7}
 
 
+UCE = Method("uce", forget_at=1)
+# The same by today's defaults, and not as it is told.
+TWINS = {
+    "plain": UCE,
+    "told": replace(UCE, options={"least": 1.0}),
+    "other": replace(UCE, options={"least": 0.0}),
+}
+
+
+def test_a_contender_told_a_default_shares_the_row_of_one_told_nothing(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def trial(case: Any, contender: Any, *others: Any) -> dict[str, Any]:
+        measured.append(contender.label)
+        return {"label": contender.label, "error": None, "audits": {}}
+
+    for name, instead in (("trial", trial), ("_load", lambda *told: (None, None))):
+        monkeypatch.setattr(bench.worklist, name, instead)
+    monkeypatch.setattr(bench.worklist, "_case", lambda *told: True)
+    monkeypatch.setattr(bench.worklist, "commit", lambda repo: "0" * 40)
+    asked = asked_for({"one": models["one"]}, table=TWINS, picked=())
+    found = measure(asked, World(tmp_path, {}, {}), worklist(asked, REQUESTS[:1], HOUSES), tmp_path / "out")
+    assert measured == ["plain", "other"]
+    assert [row["label"] for row in found] == ["plain", "told", "other"], "each under its own name"
+    assert found[0]["key"] == found[1]["key"] != found[2]["key"]
+
+
+def test_the_house_s_own_method_is_found_however_its_options_are_told(models: dict[str, Path]) -> None:
+    found = works(models, table={label: TWINS[label] for label in ("told", "other")}, picked=())
+    single = next(work for work in found if work.contender.label == "told")
+    assert single.contender.method is not None
+    house = replace(HOUSE, method={**to_plain(single.contender.method), "options": {}})
+    assert _house_labels(found, {"object": house, "style": house}) == {"single": "told", "style": "told"}
+
+
 @pytest.mark.parametrize("audits", ["prob", "probe:x", "distance", ""])
 def test_unknown_audits_are_refused(audits: str) -> None:
     with pytest.raises(InputError, match="unknown audit"):
@@ -161,7 +207,11 @@ def test_unknown_audits_are_refused(audits: str) -> None:
 
 @pytest.mark.parametrize("results", ["gold-1", "layers-1", "seed-1", "stop-1", "towers-1"])
 def test_shipped_rows_have_the_keys_that_this_code_gives_them(results: str) -> None:
-    """A new field of `Method` renames every method: the rows need new keys, or hours are measured again."""
+    """Rows say with which options they were measured, told or not, and are keyed by that.
+
+    A new field of `Method`, or a new option of a method, renames it: the rows need its value at the time and
+    new keys, or hours are measured again.
+    """
     weights = ROOT / REFERENCE_MODELS[EMOJI][0] / WEIGHTS
     if not weights.exists():
         pytest.skip("the reference model is not here: dvc pull data/models/reference")
@@ -170,5 +220,7 @@ def test_shipped_rows_have_the_keys_that_this_code_gives_them(results: str) -> N
     own = [row for row in map(json.loads, text.splitlines()) if row["model"] == EMOJI and row["method"]]
     assert own
     for row in own:
-        method = digest(from_plain(Method, row["method"]))
-        assert row_key(model, row["targets"], method) == row["key"]
+        method = from_plain(Method, row["method"])
+        assert to_plain(resolved(method)) == row["method"], "no option is left to what its default is today"
+        known = row.get("retain_known", False)
+        assert row_key(model, row["targets"], digest(method), known) == row["key"]

@@ -63,6 +63,12 @@ def test_a_row_has_the_figures_of_a_run(case: Case, work: ClipModel, world: Worl
     assert row["rates"]["forget.fa1"]["after"]["hits"] < row["rates"]["forget.fa1"]["before"]["hits"]
 
 
+def test_a_row_says_what_its_method_was_not_told(case: Case, work: ClipModel) -> None:
+    assert case.plan.method.options == {}
+    told = trial(case, slug(case, "text"), work, {})["method"]
+    assert told["options"] == {"alignment": "absolute", "first_step": "weight"}
+
+
 def test_what_is_known_of_the_retain_set_is_measured_once_and_changes_no_figure(
     case: Case, work: ClipModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
