@@ -1,8 +1,8 @@
 """How close profile and search come to the limit of the machine.  `python -m bench.limit --json`
 
 The limit is work that no method can avoid: one forward and backward pass over the forget set, one
-over the retain set, and one forward pass over the search split, all by open_clip's own code, in
-this process and on these threads.
+over the retain set, and one forward pass over the search split, in this process and on these threads:
+images by open_clip's own code, texts without their padding, as the product encodes them (`bench.passes`).
 
     --models reference,ViT-B-32,ViT-L-14    (the default) trained models on their own sets: reference,
         real-clip; architectures of open_clip at full size with random weights on small random sets

@@ -1,4 +1,7 @@
-"""Work that no method can avoid, by open_clip's own code: the measure of `bench.limit`.
+"""Work that no method can avoid: the measure of `bench.limit`.
+
+Images go through open_clip's own code, texts through the product's `ClipModel.text_features`, which leaves
+out the padding that all texts of a piece have: padding can be avoided, so it is no part of a limit.
 
 Tell is called with (what, items done, items).
 """
@@ -39,7 +42,7 @@ def search_pass(model: ClipModel, inputs: UnlearnInputs, method: Method, tell: T
     for rows in _pieces(len(pixels), method, "search", tell):
         model.image_features(model.preprocess(pixels[rows]))
     for rows in _pieces(len(tokens), method, "search texts", tell):
-        _text(model, tokens[rows])
+        model.text_features(tokens[rows])
 
 
 def preprocess_pass(model: ClipModel, inputs: UnlearnInputs, method: Method, tell: Tell) -> None:
@@ -48,12 +51,6 @@ def preprocess_pass(model: ClipModel, inputs: UnlearnInputs, method: Method, tel
         pixels = torch.as_tensor(images)
         for rows in _pieces(len(pixels), method, "preprocess", tell):
             model.preprocess(pixels[rows])
-
-
-def _text(model: ClipModel, tokens: Tensor) -> Tensor:
-    """open_clip's own pass: texts of full length, padding included."""
-    features: Tensor = model.net.encode_text(tokens.to(model.device), normalize=True)
-    return features
 
 
 def _pieces(n: int, method: Method, what: str, tell: Tell) -> Iterator[Tensor]:
@@ -77,5 +74,5 @@ def _gradient_pass(
     with requiring_grad(model.net, layers):
         for rows in _pieces(len(pixels), method, what, tell):
             image = model.image_features(model.preprocess(pixels[rows]))
-            found = loss(image, _text(model, tokens[rows]))
+            found = loss(image, model.text_features(tokens[rows]))
             torch.autograd.grad(found, [model.parameters[layer] for layer in layers], allow_unused=True)

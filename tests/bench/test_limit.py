@@ -19,6 +19,7 @@ from bench import limit
 from bench.footprint import growth
 from bench.hotspots import hotspots
 from bench.meter import Meter
+from bench.passes import forget_pass, retain_pass, search_pass
 from bench.work import known_retain
 from contracts.errors import InputError
 from contracts.values import Method
@@ -187,6 +188,31 @@ def test_a_linear_pass_takes_the_operations_of_its_items(tiny: ClipModel, inputs
     expected = 2 * (layers * block + 2 * width * 24)
     with torch.no_grad():
         assert Meter().flop(lambda: tiny.text_features(tokens)) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("job", [forget_pass, retain_pass, search_pass])
+def test_the_limit_holds_no_padding(
+    tiny: ClipModel, inputs: UnlearnInputs, job: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A method can leave padding out: a limit that held it would flatter every ratio.
+    short = replace(
+        inputs,
+        class_names=("red",) * len(inputs.class_names),
+        forget_captions=("red",) * len(inputs.forget_captions),
+        retain_captions=("red", "blue") * (len(inputs.retain_captions) // 2),
+    )
+    lengths: set[int] = set()
+    forward = tiny.net.transformer.forward
+
+    def seen(x: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
+        lengths.add(x.shape[1])
+        result: torch.Tensor = forward(x, *others, **options)
+        return result
+
+    monkeypatch.setattr(tiny.net.transformer, "forward", seen)
+    job(tiny, short, SLUG, lambda *told: None)
+    assert lengths
+    assert max(lengths) < TEXT["context_length"]
 
 
 @pytest.mark.parametrize("method", [SLUG, replace(PRECONDITIONED, name="uce", search_steps=10)])
