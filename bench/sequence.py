@@ -6,6 +6,7 @@
 model.  `chain` forgets one concept at a time, each from the model that the one before left, as with
 `edit_from: champion`.  Concepts are drawn by seed; both ways
 are measured on the holdout hands, over all concepts forgotten so far and all that should be left.
+Seconds are those of the edits, all of the chain's so far; measuring does not count.
 """
 
 import argparse
@@ -71,28 +72,30 @@ def sequence(
         original = base.load()
         held = {n: Holdout.read(plan_of(drawn[:n]), folder, original) for n in counts}
         for n in counts:
-            model, began = base.load(), process_time()
-            error = _forget(model, plan_of(drawn[:n]), folder)
-            yield _row("union", held[n], model, method, process_time() - began, error)
-        model, began = base.load(), process_time()
+            model = base.load()
+            taken, error = _forget(model, plan_of(drawn[:n]), folder)
+            yield _row("union", held[n], model, method, taken, error)
+        model, seconds = base.load(), 0.0
         for done, concept in enumerate(drawn, start=1):
             plan = replace(plan_of([concept]), erased_before=tuple(drawn[: done - 1]))
-            error = _forget(model, plan, folder)
+            taken, error = _forget(model, plan, folder)
+            seconds += taken
             if done in counts or error:
                 shown = held.get(done) or Holdout.read(plan_of(drawn[:done]), folder, original)
-                yield _row("chain", shown, model, method, process_time() - began, error)
+                yield _row("chain", shown, model, method, seconds, error)
             if error:
                 return
 
 
-def _forget(model: ClipModel, plan: Plan, folder: Path) -> str | None:
-    """Edit the model; what went wrong, if it could not be."""
+def _forget(model: ClipModel, plan: Plan, folder: Path) -> tuple[float, str | None]:
+    """Edit the model; CPU seconds of that, its sets read, and what went wrong, if it could not be."""
+    began, error = process_time(), None
     with deterministic(plan.seed, plan.threads):
         try:
             unlearn(model, unlearn_inputs(plan, folder, model.image_size), plan.method)
-        except SluglineError as error:
-            return f"{type(error).__name__}: {error}"
-    return None
+        except SluglineError as failed:
+            error = f"{type(failed).__name__}: {failed}"
+    return process_time() - began, error
 
 
 def _row(
