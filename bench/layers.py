@@ -3,6 +3,7 @@
 For every request (drawn by seed, as `bench.compare` does) and every such matrix of both towers the change is
 searched in that layer alone, judged by the gates on the holdout hands and audited: what it costs to find,
 what it costs in accuracy, what a probe still finds, what fine-tuning on the retain set brings back.
+Medians are over requests of one kind: single concepts and families are told apart.
 
     --method slug-preconditioned   the step, in every matrix
     --method erase-linear          the erasure, in every layer it can be folded into
@@ -23,12 +24,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.case import Settings
+from bench.compare_plots import KINDS
+from bench.compare_table import TITLES
 from bench.contenders import COMMON, TEXT, VISION, Stop
 from bench.models import add_model_options, base_model
 from bench.provenance import provenance
 from bench.requests import Kind
 from bench.rows import Row
-from bench.summary import COLUMNS, shown, summarise
+from bench.summary import COLUMNS, aggregate, shown
 from bench.worklist import Asked, drawn, measure, parse_audits, parse_part, worklist
 from contracts.canonical import from_plain
 from contracts.errors import SluglineError
@@ -99,9 +102,8 @@ def main() -> None:
         "provenance": provenance("bench.layers"),
         "method": options.method,
         "model": base.label,
-        "requests": sorted({row["request"] for row in found}),
         "retain_known": all(row.get("retain_known", False) for row in found if not row["error"]),
-        "layers": {label: summarise([r for r in found if r["label"] == label]) for label in labels},
+        "kinds": aggregate(sorted(found, key=lambda row: labels.index(row["label"]))),
     }
     (options.out / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
     (options.out / "table.md").write_text(page(result))
@@ -123,43 +125,57 @@ def by_depth(model: ClipModel, table: Mapping[str, Method]) -> list[str]:
 
 
 def page(result: Mapping[str, Any]) -> str:
-    """The figures as a markdown page."""
+    """The figures as a markdown page: one table per kind of request."""
     lines = [
         f"# `{result['method']}` in every layer it can edit",
         "",
         f"    {result['provenance']['command']}",
         "",
-        f"{result['model']}, {len(result['requests'])} requests; medians over them.  A text layer has the "
-        "image features as they were: what a probe finds there is what it found before."
+        f"{result['model']}; medians over the requests of a kind.  A text layer has the image features as "
+        "they were: what a probe finds there is what it found before."
         + (" CPU seconds with what is used of the retain set known." if result["retain_known"] else ""),
-        "",
-        "| layer | n | reached | passed | " + " | ".join(COLUMNS[name].title for name in FIGURES) + " |",
-        "|---|---|---|---|" + "---|" * len(FIGURES),
     ]
-    for label, own in result["layers"].items():
-        cells = [shown(name, own["figures"].get(name)) for name in FIGURES]
-        passed = own["verdicts"]["passed"]
-        lines.append(f"| `{label}` | {own['n']} | {own['reached_target']} | {passed} | {' | '.join(cells)} |")
+    for kind, found in result["kinds"].items():
+        lines += [
+            "",
+            f"## {TITLES[kind]}, {found['requests']} requests",
+            "",
+            "| layer | n | reached | passed | " + " | ".join(COLUMNS[name].title for name in FIGURES) + " |",
+            "|---|---|---|---|" + "---|" * len(FIGURES),
+        ]
+        for label, own in found["contenders"].items():
+            cells = [shown(name, own["figures"].get(name)) for name in FIGURES]
+            counts = f"{own['n']} | {own['reached_target']} | {own['verdicts']['passed']}"
+            lines.append(f"| `{label}` | {counts} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def drawing(rows: Sequence[Row], labels: Sequence[str]) -> "Figure":
-    """A panel per figure; a layer per line, in the order of the towers; a faint dot per request."""
+    """A panel per figure; a layer per line, in the order of the towers; a faint mark per request.
+
+    Every kind of request has a mark and a colour of its own, strong at its median.
+    """
     figures = ("ta1_drop", "caught", "relearned", "cpu_seconds")
     figure = theme.new_figure(0.8 + 0.17 * len(labels))
     panels = figure.subplots(1, len(figures), sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, figures, strict=True):
         column = COLUMNS[name]
         scale = 1 if column.shown == "number" else 100
-        for line, label in enumerate(labels):
-            own = [row for row in rows if row["label"] == label and not row["error"]]
-            values = [scale * v for row in own if (v := column.read(row)) is not None]
-            if values:
-                axes.plot(values, [line] * len(values), "o", color=theme.FAINT, ms=3)
-                axes.plot(column.over(values), line, "o", color=theme.BLUE, ms=4)
+        for kind, (mark, colour, title) in KINDS.items():
+            medians = []
+            for line, label in enumerate(labels):
+                own = [r for r in rows if (r["label"], r["kind"]) == (label, kind) and not r["error"]]
+                values = [scale * v for row in own if (v := column.read(row)) is not None]
+                if values:
+                    axes.plot(values, [line] * len(values), mark, color=theme.FAINT, ms=3)
+                    medians.append((column.over(values), line))
+            if medians:
+                axes.plot(*zip(*medians, strict=True), mark, color=colour, ms=4, label=title)
         theme.panel_title(axes, column.title)
     panels[0].set_yticks(range(len(labels)), labels, fontsize=6)
     panels[0].invert_yaxis()
+    handles, titles = panels[0].get_legend_handles_labels()
+    figure.legend(handles, titles, loc="outside lower left", ncols=len(KINDS), fontsize=7)
     return figure
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from bench.layers import RULE, by_depth, drawing, layer_table, page
-from bench.summary import summarise
+from bench.summary import aggregate
 from report.plots import theme
 from tests.bench.test_comparison_table import probed, row
 from tests.unlearning.conftest import make_model, vocabulary  # noqa: F401 - fixtures
@@ -47,25 +47,29 @@ def test_layers_are_shown_as_their_tower_runs(model: ClipModel) -> None:
     assert found[2 : 2 + len(text)] == text
 
 
-def test_the_page_and_the_figure_show_the_medians() -> None:
-    rows = [row("visual.proj", n, drop=d, **probed(0.75)) for n, d in enumerate((0.01, 0.02, 0.09))]
-    rows += [row("text_projection", n) for n in range(3)]
+def test_the_page_and_the_figure_show_the_medians_of_a_kind() -> None:
+    rows = [row("text_projection", n) for n in range(3)]
+    rows += [row("visual.proj", n, drop=d, **probed(0.75)) for n, d in enumerate((0.01, 0.02, 0.09))]
+    rows += [row("visual.proj", 3, drop=0.4, kind="family", request="family-3")]
     labels = ["text_projection", "visual.proj"]
-    layers = {label: summarise([r for r in rows if r["label"] == label]) for label in labels}
     result = {
         "provenance": {"command": "python -m x"},
         "method": "x",
         "model": "m",
-        "requests": ["a"],
-        "layers": layers,
+        "kinds": aggregate(rows),
         "retain_known": True,
     }
-    (line,) = [line for line in page(result).splitlines() if line.startswith("| `visual.proj`")]
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[1:4] == ["3", "3", "2"]
-    assert {"2.0", "25.0 %"} <= set(cells)
+    text = page(result)
+    assert text.index("## Single concepts, 3 requests") < text.index("## Families, 1 requests")
+    lines = [line for line in text.splitlines() if line.startswith("| `visual.proj`")]
+    single, family = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    assert single[1:4] == ["3", "3", "2"]
+    assert {"2.0", "25.0 %"} <= set(single), "a median with the family's would be 5.5"
+    assert family[1:4] == ["1", "1", "0"]
+    assert "40.0" in family
     assert "retain set known" in page(result)
     assert "retain set known" not in page({**result, "retain_known": False})
     with theme.drawing():
         svg = theme.svg(drawing(rows, labels)).decode()
-    assert all(f">{label}<" in svg for label in labels)
+    assert all(f">{label}<" in svg for label in (*labels, "singles", "families"))
+    assert ">styles<" not in svg
