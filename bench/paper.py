@@ -5,19 +5,21 @@ The same request, sets and model for all of them, in one process, jobs and piece
     paper       `bench.procedure`: gradients of the whole model, ten full evaluations of every front layer
                 of both towers, the model copied for each.  With --evaluations N only N of them are timed
                 and the others taken at their mean.  `with_losses` adds what the released code computes
-                at every step beside the rates that decide.
+                at every step beside the rates that decide.  Its search is too long to be repeated: it is run
+                once, in shares, one a round, and a round counts it at the mean of its own share.
     slug        the same work, done our way: the whole front of both towers, the same stop.  Both take
                 the same gradients first; `ratio_search` leaves those out and compares what follows
     others      slug-preconditioned, and what slugline.yaml treats the model with
 
-Seconds are CPU seconds of all threads, medians over --repeats.
+Seconds are CPU seconds of all threads.  Everything runs once before anything is timed; in each of the
+--repeats rounds all of them are timed, gradients too, and both sides are medians over the rounds.
 """
 
 import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from statistics import median
@@ -74,33 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
 
 
-@dataclass
-class Timed:
-    """The paper's procedure while it is being timed, a few evaluations at a time.
-
-    Attributes:
-        front: layers of both towers.
-        planned: evaluations, `search_steps` for each of them.
-        profile: seconds of the gradients and the front.
-        search: seconds of the evaluations done.
-        done: how many those are.
-    """
-
-    front: list[str]
-    planned: int
-    profile: float
-    search: float = 0.0
-    done: int = 0
-
-    @property
-    def seconds(self) -> float:
-        """Of the whole procedure: evaluations that were not done count at the mean of the others."""
-        return self.profile + self.search / self.done * self.planned
-
-
 @dataclass(frozen=True)
 class Parts:
-    """Seconds of one of our methods.  Gradients are the same work in the paper's procedure."""
+    """Seconds of one of our methods, or of the paper's procedure, in one round.
+
+    profile: gradients and front; the same work in the paper's procedure and in SLUG.
+    edit: of the paper's procedure the whole search, each of its evaluations at the mean of the round's.
+    """
 
     profile: float
     edit: float
@@ -116,48 +98,56 @@ def compare(
         inputs: the request.
         house: the product's default for this model; its micro-batch serves all.
         evaluations: of the paper's procedure to time, 0 for all.
-        repeats: of our methods.
+        repeats: rounds, at most one for each evaluation of the paper's procedure; each times at least one.
         tell: hears of progress.
     """
     meter, ours = Meter(), _ours(house)
     slug = ours["slug"]
+    front, trials = _warmed_up(model, inputs, ours)
+    planned = len(front) * slug.search_steps
+    rounds = min(repeats, planned)
+    wanted = min(max(evaluations or planned, rounds), planned)
+    paper: list[Parts] = []
+    losses: list[float] = []
     taken: dict[str, list[Parts]] = {label: [] for label in ours}
-    timed, trials = _begun(model, inputs, slug, meter)
-    wanted = min(evaluations or timed.planned, timed.planned)
-    for number in range(1, repeats + 1):
+    for number in range(1, rounds + 1):
         # A share of the evaluations in every round: the machine is shared, and its slow minutes with it.
-        share = wanted * number // repeats - timed.done
-        timed.search += meter.seconds(_next(trials, share))
-        timed.done += share
-        tell("evaluations of the paper's procedure", timed.done, wanted)
+        done = wanted * (number - 1) // rounds
+        share = wanted * number // rounds - done
+        profiled = meter.seconds(lambda: _profile(model, inputs, slug))
+        paper.append(Parts(profiled, meter.seconds(_next(trials, share)) / share * planned))
+        losses.append(meter.seconds(lambda: procedure.losses(model, model.net, inputs, slug)))
+        tell("evaluations of the paper's procedure", done + share, wanted)
         for label, method in ours.items():
             with restored(model.parameters, model.parameters):
                 taken[label].append(_parts(model, inputs, method, meter))
-        tell("rounds", number, repeats)
-    losses = meter.seconds(lambda: procedure.losses(model, model.net, inputs, slug))
-    total = {label: median(parts.profile + parts.edit for parts in own) for label, own in taken.items()}
-    searched = timed.seconds - timed.profile
+        tell("rounds", number, rounds)
+    seconds, searched = _median(paper), median(parts.edit for parts in paper)
+    with_losses = seconds + planned * median(losses)
     return {
         "paper": {
-            "seconds": timed.seconds,
-            "with_losses": timed.seconds + timed.planned * losses,
-            "profile_seconds": timed.profile,
-            "seconds_per_evaluation": timed.search / timed.done,
-            "front_layers": len(timed.front),
-            "evaluations": timed.planned,
-            "evaluations_timed": timed.done,
-            "extrapolated": timed.done < timed.planned,
+            "seconds": seconds,
+            "with_losses": with_losses,
+            "profile_seconds": median(parts.profile for parts in paper),
+            "seconds_per_evaluation": searched / planned,
+            "front_layers": len(front),
+            "evaluations": planned,
+            "evaluations_timed": wanted,
+            "extrapolated": wanted < planned,
+            "searches": "one, shared out over the rounds",
+            "rounds": [asdict(parts) for parts in paper],
         },
         "ours": {
             label: {
-                "seconds": seconds,
-                "profile_seconds": median(parts.profile for parts in taken[label]),
-                "ratio": timed.seconds / seconds,
-                "ratio_search": searched / median(parts.edit for parts in taken[label]),
-                "ratio_with_losses": (timed.seconds + timed.planned * losses) / seconds,
+                "seconds": _median(own),
+                "profile_seconds": median(parts.profile for parts in own),
+                "ratio": seconds / _median(own),
+                "ratio_search": searched / median(parts.edit for parts in own),
+                "ratio_with_losses": with_losses / _median(own),
                 "method": asdict(ours[label]),
+                "rounds": [asdict(parts) for parts in own],
             }
-            for label, seconds in total.items()
+            for label, own in taken.items()
         },
     }
 
@@ -170,17 +160,28 @@ def _ours(house: Method) -> Mapping[str, Method]:
     return {**same_batches, f"{house.name} (house default)": house}
 
 
-def _begun(model: ClipModel, inputs: UnlearnInputs, slug: Method, meter: Meter) -> tuple[Timed, Any]:
-    found: list[tuple[list[str], dict[str, Any]]] = []
+def _warmed_up(
+    model: ClipModel, inputs: UnlearnInputs, ours: Mapping[str, Method]
+) -> tuple[list[str], Iterator[procedure.Trial]]:
+    """Everything once, so that no first time is timed; the paper's front, and its search, not yet begun."""
+    slug = ours["slug"]
+    front, forget = _profile(model, inputs, slug)
+    procedure.evaluate(model, model.net, inputs, slug)
+    procedure.losses(model, model.net, inputs, slug)
+    for method in ours.values():
+        with restored(model.parameters, model.parameters):
+            methods.unlearn(model, inputs, method)
+    return front, procedure.search(model, inputs, slug, forget, front)
 
-    def profile() -> None:
-        forget, retain = procedure.gradients(model, inputs, slug)
-        found.append((procedure.front(model, forget, retain), forget))
 
-    seconds = meter.seconds(profile)
-    ((front, forget),) = found
-    timed = Timed(front, len(front) * slug.search_steps, seconds)
-    return timed, procedure.search(model, inputs, slug, forget, front)
+def _profile(model: ClipModel, inputs: UnlearnInputs, slug: Method) -> tuple[list[str], procedure.Gradients]:
+    """The paper's front, and the forget gradients that its search steps along."""
+    forget, retain = procedure.gradients(model, inputs, slug)
+    return procedure.front(model, forget, retain), forget
+
+
+def _median(rounds: Sequence[Parts]) -> float:
+    return median(parts.profile + parts.edit for parts in rounds)
 
 
 def _next(trials: Any, count: int) -> Callable[[], Any]:
