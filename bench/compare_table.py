@@ -5,7 +5,7 @@ from typing import Any
 
 from bench.contenders import RETRAINED
 from bench.seeds import section
-from bench.summary import COLUMNS, ERASES, VERDICTS, Summary, beaten, best, shown
+from bench.summary import COLUMNS, DECIDED, ERASES, VERDICTS, Summary, beaten, best, shown
 
 TITLES = {"single": "Single concepts", "family": "Families", "style": "Styles"}
 
@@ -52,8 +52,9 @@ def _head(result: Mapping[str, Any]) -> Iterator[str]:
         "not asked for: the retain set shows every one of them, so no column is about concepts it leaves "
         "out. passed/failed/undecided: verdicts of the gates. `stop`: the search split's FA@k that had to "
         "reach 0, or the share beside it. **Bold**: best among contenders that pass the erasure gates for "
-        f"{ERASES:.0%} of the decided requests or more (a method that changes nothing loses nothing). CPU "
-        "seconds: profile and edit, nothing kept from earlier requests."
+        f"{ERASES:.0%} of the decided requests or more (a method that changes nothing loses nothing), where "
+        f"{DECIDED:.0%} of the requests or more are decided. CPU seconds: profile and edit, nothing kept "
+        "from earlier requests."
     )
 
 

@@ -15,6 +15,8 @@ Reader = Callable[[Row], float | None]
 VERDICTS = ("passed", "failed", "insufficient evidence")
 # A method that hardly ever erases keeps everything at no cost; it does not compete for these columns.
 ERASES = 0.5
+# Nor does one of which the gates decide less than this share of the requests: the rest says nothing of it.
+DECIDED = 0.5
 
 
 def at(*path: str) -> Reader:
@@ -183,14 +185,16 @@ def shown(column: str, value: float | None) -> str:
 
 
 def competitors(contenders: Mapping[str, Summary]) -> list[str]:
-    """Methods that pass the erasure gates for at least `ERASES` of what can be decided: who can be best.
+    """Who can be best: methods that pass the erasure gates for at least `ERASES` of what can be decided.
 
+    That has to be at least `DECIDED` of their requests, so that no mark rests on the one that could be.
     An error counts as decided; the retrained model is a reference and no method.
     """
     found = []
     for label, own in contenders.items():
         decided = own["n"] - own["verdicts"]["insufficient evidence"]
-        if own["towers"] and own["erased"] >= max(1, ERASES * decided):
+        enough = decided >= DECIDED * own["n"]
+        if own["towers"] and enough and own["erased"] >= max(1, ERASES * decided):
             found.append(label)
     return found
 

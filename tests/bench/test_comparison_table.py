@@ -78,6 +78,19 @@ def test_who_erases_nothing_does_not_compete(rows: list[dict[str, Any]]) -> None
     assert best(contenders, "cpu_seconds") == ["house", "rival"]
 
 
+def test_nobody_is_the_best_for_a_few_requests_that_could_be_decided() -> None:
+    def undecided(label: str, count: int) -> list[dict[str, Any]]:
+        told = {"verdict": "insufficient evidence", "erased": False}
+        return [row(label, 10 + n, drop=0.0, **told) for n in range(count)]
+
+    lucky = [row("lucky", 0, drop=0.0), *undecided("lucky", 2)]
+    half = [row("half", 0), *undecided("half", 1)]
+    contenders = aggregate([*lucky, *half])["single"]["contenders"]
+    assert competitors(contenders) == ["half"]
+    assert best(contenders, "ta1_drop") == ["half"]
+    assert beaten(contenders, "half") == {}, "lucky loses less, in one request of three"
+
+
 def test_where_the_house_is_beaten_is_said(rows: list[dict[str, Any]]) -> None:
     contenders = aggregate(rows)["single"]["contenders"]
     assert beaten(contenders, "house") == {"ta1_drop": ["rival"], "ta1_drop_p90": ["rival"]}
