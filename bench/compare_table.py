@@ -35,7 +35,7 @@ def _head(result: Mapping[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {value}" for name, value in about["versions"].items())
     yield (
         f"{machine['cpu']}, {machine['cores']} cores, {result['asked']['threads']} thread(s) used; rows "
-        f"measured at commit {', '.join(result['commits'])}; {versions}."
+        f"measured at commit {', '.join(result['commits'])} (+: with uncommitted changes); {versions}."
     )
     yield ""
     low, high = result["family_sizes"]
@@ -51,7 +51,8 @@ def _head(result: Mapping[str, Any]) -> Iterator[str]:
         "model was trained on; TA losses in points, paired on the same items, of all known concepts that are "
         "not asked for: the retain set shows every one of them, so no column is about concepts it leaves "
         "out. passed/failed/undecided: verdicts of the gates. `stop`: the search split's FA@k that had to "
-        "reach 0, or the share beside it. **Bold**: best among contenders that pass the erasure gates for "
+        "reach 0, or the share beside it; `reached`: of how many requests it did; losses are of all of them, "
+        "also where it did not. **Bold**: best among contenders that pass the erasure gates for "
         f"{ERASES:.0%} of the decided requests or more (a method that changes nothing loses nothing), where "
         f"{DECIDED:.0%} of the requests or more are decided. CPU seconds: profile and edit, nothing kept "
         "from earlier requests."
@@ -102,7 +103,7 @@ def _table(contenders: Mapping[str, Summary], house: str | None) -> Iterator[str
     columns = [name for name in COLUMNS if any(name in own["figures"] for own in contenders.values())]
     winners = {name: best(contenders, name) for name in columns}
     gold = any(own["retrained"] for own in contenders.values())
-    heads = ["method", "stop", "n", "passed/failed/undecided", *(["retrained"] if gold else [])]
+    heads = ["method", "stop", "n", "reached", "passed/failed/undecided", *(["retrained"] if gold else [])]
     yield f"| {' | '.join([*heads, *(COLUMNS[name].title for name in columns)])} |"
     yield "|" + "---|" * (len(heads) + len(columns))
     for label, own in contenders.items():
@@ -114,7 +115,10 @@ def _table(contenders: Mapping[str, Summary], house: str | None) -> Iterator[str
         ]
         if gold:
             cells.insert(0, ", ".join(f"{used}: {n}" for used, n in own["retrained"].items()) or "–")
-        yield f"| {named} | {own['stop']} | {own['n']} | {verdicts} | " + " | ".join(cells) + " |"
+        # The retrained model searches nothing, so there is nothing that it could reach.
+        reached = f"{own['reached_target']} of {own['n']}" if own["towers"] else "–"
+        told = [named, own["stop"], str(own["n"]), reached, verdicts]
+        yield f"| {' | '.join([*told, *cells])} |"
 
 
 def _cell(column: str, value: float | None, count: float | None, n: int, wins: bool) -> str:

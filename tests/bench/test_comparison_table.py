@@ -91,6 +91,21 @@ def test_nobody_is_the_best_for_a_few_requests_that_could_be_decided() -> None:
     assert beaten(contenders, "half") == {}, "lucky loses less, in one request of three"
 
 
+def test_a_loss_short_of_the_target_is_told_by_how_often_it_was_reached() -> None:
+    short = [row("short", n, reached_target=n == 0) for n in range(3)]
+    gold = row("retrained", 0, method=None)
+    del gold["reached_target"]
+    text = page(told([*short, gold], 4))
+    assert "| method | stop | n | reached | passed/failed/undecided |" in text
+    assert "| `short` | top 5 | 3 | 1 of 3 | 3/0/0 |" in text
+    assert "| `retrained` |  | 1 | – | 1/0/0 |" in text
+
+
+def test_a_commit_with_changes_is_explained() -> None:
+    text = page({**told([row("house", 0)], 1), "commits": ["0" * 40 + "+"]})
+    assert f"commit {'0' * 40}+ (+: with uncommitted changes);" in text
+
+
 def test_where_the_house_is_beaten_is_said(rows: list[dict[str, Any]]) -> None:
     contenders = aggregate(rows)["single"]["contenders"]
     assert beaten(contenders, "house") == {"ta1_drop": ["rival"], "ta1_drop_p90": ["rival"]}
@@ -131,7 +146,7 @@ def test_the_page_marks_the_best_and_names_what_is_better_than_the_default(
     rows: list[dict[str, Any]],
 ) -> None:
     text = page(told(rows, len(rows)))
-    assert "| `house` (house default) | top 5 | 4 | 3/1/0 | **0.0 %**" in text
+    assert "| `house` (house default) | top 5 | 4 | 4 of 4 | 3/1/0 | **0.0 %**" in text
     assert "**0.2 (n=3)**" in text  # the rival's loss, over three of its four requests
     assert "- TA@1 lost (1.5): `rival` 0.2" in text
     assert "- `rival`: 1 x ModelError" in text
@@ -161,7 +176,9 @@ def test_training_seeds_are_told_as_mean_and_range_of_what_all_have(rows: list[d
     text = page(told(both, len(both), ("reference", "seed-8")))
     assert "| `house` | 3 | 2.0 (1 to 3) | 0.0 % (0.0 % to 0.0 %)" in text
     assert "| 3.0 (1.0 to 5.0) |" in text
-    assert "| `house` (house default) | top 5 | 4 | 3/1/0 |" in text, "the main table is the model's own"
+    assert "| `house` (house default) | top 5 | 4 | 4 of 4 | 3/1/0 |" in text, (
+        "the main table is the model's own"
+    )
     assert "Over training seeds" not in page(told(rows, len(rows)))
 
 
