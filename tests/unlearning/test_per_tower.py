@@ -101,6 +101,42 @@ def test_a_failing_part_leaves_the_old_weights(
     assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
 
 
+# Always adds layers: no first round reaches a target without a step, and each adds one.
+ADDING = {"name": "razor", "options": {"threshold": 1.0, "stable": 1.0, "expansions": 3}}
+
+
+def test_layers_that_a_part_adds_are_put_back_before_the_next_one(
+    model: ClipModel, task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, before = task.inputs(TARGET), weights(model)
+    method = told(task, vision=ADDING)
+    profile = methods.profile(model, inputs, method)
+    search, found_at = uce.edit, []
+
+    def listening(*arguments: Any) -> Any:
+        found_at.append(weights(model))
+        return search(*arguments)
+
+    monkeypatch.setattr(uce, "edit", listening)
+    outcome = methods.edit(model, inputs, method, profile)
+    planned = {layer for label, own in profile.directions.items() if "vision" in label for layer in own}
+    assert {edit.layer for edit in outcome.edits if edit.tower == "vision"} > planned, "nothing was added"
+    assert all(torch.equal(found_at[0][name], before[name]) for name in before)
+    after = weights(model)
+    assert {name for name in before if not torch.equal(after[name], before[name])} == {
+        edit.layer for edit in outcome.edits
+    }
+
+    def fail(*_: Any) -> Any:
+        raise ModelError("no step")
+
+    model.net.load_state_dict(before)
+    monkeypatch.setattr(uce, "edit", fail)
+    with pytest.raises(ModelError, match="no step"):
+        methods.edit(model, inputs, method, profile)
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

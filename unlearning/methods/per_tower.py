@@ -19,7 +19,7 @@ import torch
 from contracts.canonical import from_plain
 from contracts.errors import InputError
 from contracts.values import LayerScore, Method, StepTrial, Tower
-from unlearning.attempts import assign, restored
+from unlearning.attempts import assign, restored, trainable
 from unlearning.curve import measured_curve
 from unlearning.families import earliest
 from unlearning.families.clip import ClipModel
@@ -102,7 +102,8 @@ def edit(
     changed: dict[str, torch.Tensor] = {}
     for tower, part in _parts(method).items():
         own = _own(profile, tower)
-        with restored(model.parameters, {layer for layers in own.directions.values() for layer in layers}):
+        # A part may edit more than it plans directions for: razor adds layers as it goes.
+        with restored(model.parameters, trainable(model, (tower,))):
             outcomes.append(methods.edit(model, inputs, part, own, progress))
             edits = outcomes[-1].edits
             changed |= {edit.layer: model.parameters[edit.layer].detach().clone() for edit in edits}
