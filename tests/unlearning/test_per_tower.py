@@ -11,6 +11,7 @@ from contracts.values import Method
 from unlearning import methods
 from unlearning.families.clip import ClipModel
 from unlearning.methods import uce
+from unlearning.retain_statistics import KnownRetain, measure
 from unlearning.search_split import SearchSplit
 
 TARGET = 2
@@ -75,6 +76,27 @@ def test_a_part_may_have_its_own_method_options_and_stop(model: ClipModel, task:
     assert wanted is not None
     assert wanted.towers == ("text",)
     assert methods.statistics(told(task), seed=3) is None
+
+
+def test_statistics_that_one_part_asks_for_are_kept_from_the_other(model: ClipModel, task: Any) -> None:
+    inputs = task.inputs(TARGET)
+    first, own = {"name": "slug-preconditioned"}, {"choose": "pareto"}
+    method = told(task, vision=first, text={**first, "options": own})
+    wanted = methods.statistics(method, inputs.seed)
+    assert wanted is not None
+    assert wanted.towers == ("vision",)
+    statistics = measure(model, inputs.retain_images, inputs.retain_captions, wanted, micro_batch=16)
+    nothing_left_out = KnownRetain(statistics, torch.arange(0), inputs.retain_images[:0], ())
+    known = replace(inputs, known_retain=nothing_left_out)
+    found = methods.profile(model, known, method)
+    # Each part as by itself, the one with what is known and the other one without.
+    for tower, options, usable in (("vision", {}, known), ("text", own, inputs)):
+        alone = replace(task.method, name="slug-preconditioned", towers=(tower,), options=options)
+        profile = methods.profile(model, usable, alone)
+        for label, directions in profile.directions.items():
+            part = found.directions[f"{tower}:{label}"]
+            assert list(part) == list(directions)
+            assert all(torch.equal(part[layer], own) for layer, own in directions.items())
 
 
 def test_a_part_that_takes_all_concepts_together_stands_beside_one_that_does_not(

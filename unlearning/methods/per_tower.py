@@ -77,8 +77,12 @@ def profile(model: ClipModel, inputs: UnlearnInputs, method: Method, progress: P
         raise InputError(f"per-tower edits both towers, got {', '.join(method.towers)}")
     scores: dict[str, tuple[LayerScore, ...]] = {}
     directions: dict[str, Mapping[str, torch.Tensor]] = {}
+    known = inputs.known_retain
     for tower, part in _parts(method).items():
-        found = methods.profile(model, inputs, part, progress)
+        # Those of one part: the other one has to take the request's own.
+        usable = known is not None and known.statistics.wanted == methods.statistics(part, inputs.seed)
+        own_inputs = inputs if usable else replace(inputs, known_retain=None)
+        found = methods.profile(model, own_inputs, part, progress)
         if not any(found.directions.values()):
             raise InputError(f"{part.name} plans no directions, so per-tower cannot take it for {tower}")
         for concept, own in found.scores.items():
