@@ -1,4 +1,4 @@
-"""The gradient of the contrastive loss over one batch, exact, in pieces and over processes.
+"""The gradient of a loss that couples a batch, the contrastive one, exact, in pieces and over processes.
 
 The loss couples all items of a batch.  Features are computed first, without a graph; the loss is
 differentiated with respect to the features; then every piece is encoded again, with a graph, and its
@@ -48,8 +48,9 @@ def surrogates(
     *,
     micro_batch: int,
     watch: Watch | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Iterator[Tensor]:
-    """Scalars whose gradients add up, over all processes, to that of the retain loss of one batch.
+    """Scalars whose gradients add up, over all processes, to that of the loss of one batch.
 
     Args:
         model: whose loss it is.
@@ -58,6 +59,7 @@ def surrogates(
         edited: towers that hold a weight to differentiate with respect to.
         micro_batch: items encoded at a time.
         watch: called with every piece of features that carries a graph, before it is differentiated.
+        loss: of the batch's image and text features, (B, D) each; the retain loss if not given.
     """
 
     def run(tower: Tower, part: Tensor) -> Tensor:
@@ -83,8 +85,11 @@ def surrogates(
     # In the same order by every process, however many pieces it has.
     features = {tower: _gathered(model, first[tower], len(rows)) for tower in both}
     leaves = [features[tower].requires_grad_() for tower in towers]
-    loss = retain_loss(features["vision"], features["text"], model.logit_scale)
-    for tower, grad in zip(towers, torch.autograd.grad(loss, leaves), strict=True):
+    if loss is None:
+        value = retain_loss(features["vision"], features["text"], model.logit_scale)
+    else:
+        value = loss(features["vision"], features["text"])
+    for tower, grad in zip(towers, torch.autograd.grad(value, leaves), strict=True):
         kept = first.pop(tower)[-1:] if tower == towers[0] else []
         for piece, piece_grad in reversed([*zip(pieces, _split(grad[share], micro_batch), strict=True)]):
             own = kept.pop() if kept else run(tower, piece)
