@@ -7,7 +7,7 @@ split the one that keeps most there, else the one that came closest.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -69,6 +69,7 @@ class Attempt:
         reached: whether that meets the target.
         retained_rate: TA@1 on the search split with them.
         path: the trials that its curve shows, in order.
+        own_steps: by name, step sizes of tensors where they are not all `step_size`.
     """
 
     step_size: float
@@ -77,6 +78,7 @@ class Attempt:
     reached: bool
     retained_rate: float
     path: tuple[StepTrial, ...]
+    own_steps: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def rank(self) -> tuple[float, ...]:
@@ -241,7 +243,8 @@ def settle(
         before = model.parameters[layer].detach()
         if not torch.equal(before, weight):
             change = _norm(weight - before) / max(_norm(before), torch.finfo(torch.float32).tiny)
-            edits.append(Edit(layer, judge.tower_of(layer), best.step_size, concepts, change))
+            size = best.own_steps.get(layer, best.step_size)
+            edits.append(Edit(layer, judge.tower_of(layer), size, concepts, change))
     assign(model.parameters, best.weights)
     evaluated = best.path if trials is None else tuple(trials)
     start = replace(judge.original, tower=best.path[-1].tower)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from contracts.errors import ModelError
 from contracts.values import LayerScore
 from unlearning import ClipModel, methods, unlearn
-from unlearning.attempts import Judge, assign, restored, trainable, try_each
+from unlearning.attempts import Attempt, Judge, assign, restored, settle, trainable, try_each, unprofiled
 from unlearning.forgetting import Forgetting
 from unlearning.gradients import forget_gradient, retain_gradient
 from unlearning.inplace import edited
@@ -346,6 +346,17 @@ def test_razor_forgets_within_its_layers(model: ClipModel, task, targets: Any) -
     assert outcome.curve[-1].step_size == outcome.edits[0].step_size
 
 
+def test_an_edit_records_the_steps_of_its_own_layer(model: ClipModel, task) -> None:
+    inputs = task.inputs(TARGET)
+    layers = ("text_projection", "transformer.resblocks.1.mlp.c_fc.weight")
+    judge = Judge(model, inputs, task.method, layers)
+    weights = {layer: 1.1 * model.parameters[layer].detach() for layer in layers}
+    seen, path = Forgetting({TARGET: 0.0}, 0.0, 0.0, 0.0), (judge.original,)
+    found = Attempt(0.5, weights, seen, True, 1.0, path, {layers[1]: 0.2})
+    outcome = settle(model, inputs, judge, [found], unprofiled(inputs))
+    assert {edit.layer: edit.step_size for edit in outcome.edits} == {layers[0]: 0.5, layers[1]: 0.2}
+
+
 class Scripted(Judge):
     """Measures what a script says of the present text_projection, a multiple of the original."""
 
@@ -463,10 +474,13 @@ def test_layers_are_added_one_by_one_while_the_target_is_missed(
     stable = 0.95 * judge.original.retained_rate
     assert floors == [0.0 if done == expansions else stable for done in range(rounds)]
     assert not changed(model, before)
-    weights, updates = {k: before[k] for k in first}, dict(first)
+    weights, updates, steps = {k: before[k] for k in first}, dict(first), dict.fromkeys(first, 0.0)
     for done, attempt in enumerate(attempts, start=1):
         assert attempt.step_size == pytest.approx(0.05 * done)
         assert set(attempt.weights) == set(updates)
+        # A layer's steps are those taken since it was added.
+        steps = {k: steps.get(k, 0.0) + 0.05 for k in updates}
+        assert attempt.own_steps == pytest.approx(steps)
         for layer, update in updates.items():
             weight = weights.get(layer, before[layer])
             expected = weight + 0.05 * weight.norm() / update.norm() * update

@@ -143,7 +143,7 @@ def _rounds(
     names = [c.name for c in model.candidates() if c.tower == judge.original.tower]
     attempts: list[Attempt] = []
     trials: list[StepTrial] = []
-    taken = 0.0
+    taken, by_layer = 0.0, dict.fromkeys(directions, 0.0)
     with restored(model.parameters, names):
         for done in range(options.expansions + 1):
             judge.focus(tuple(directions))
@@ -153,6 +153,7 @@ def _rounds(
             apply(model.parameters, {layer: step * update for layer, update in updates.items()})
             trials += [judge.trial(taken + size, seen, kept) for size, seen, kept in tried]
             taken += step
+            by_layer = {layer: by_layer.get(layer, 0.0) + step for layer in directions}
             measured = judge.both()
             progress("rounds", done + 1, options.expansions + 1)
             if measured is None:
@@ -160,7 +161,7 @@ def _rounds(
             seen, retained = measured
             path = (*(attempts[-1].path if attempts else ()), judge.trial(taken, seen, retained))
             weights = {layer: model.parameters[layer].detach().clone() for layer in directions}
-            attempts.append(Attempt(taken, weights, seen, judge.reached(seen), retained, path))
+            attempts.append(Attempt(taken, weights, seen, judge.reached(seen), retained, path, by_layer))
             if attempts[-1].reached or last:
                 break
             directions = _expanded(model, inputs, method, names, directions, drift, progress)
