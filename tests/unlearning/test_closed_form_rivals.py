@@ -357,6 +357,26 @@ def test_an_edit_records_the_steps_of_its_own_layer(model: ClipModel, task) -> N
     assert {edit.layer: edit.step_size for edit in outcome.edits} == {layers[0]: 0.5, layers[1]: 0.2}
 
 
+def test_razor_refuses_what_breaks_the_model_at_every_step(model: ClipModel, task, monkeypatch) -> None:
+    inputs, before = task.inputs(TARGET), state(model)
+    method = replace(task.method, name="razor", search_steps=3)
+    profile = methods.profile(model, inputs, method)
+    measure = Judge.both
+
+    def broken_in(tower: str) -> None:
+        def both(judge: Judge) -> Any:
+            return None if tower in (judge.original.tower, "both") else measure(judge)
+
+        monkeypatch.setattr(Judge, "both", both)
+
+    broken_in("both")
+    with pytest.raises(ModelError, match="every attempt breaks the model"):
+        methods.edit(model, inputs, method, profile)
+    assert not changed(model, before)
+    broken_in("vision")
+    assert {edit.tower for edit in methods.edit(model, inputs, method, profile).edits} == {"text"}
+
+
 class Scripted(Judge):
     """Measures what a script says of the present text_projection, a multiple of the original."""
 
@@ -395,7 +415,9 @@ def test_a_round_steps_as_far_as_the_target_asks_and_stability_allows(
         updates = {"text_projection": originals["text_projection"].clone()}
         assign(model.parameters, originals)
         judge = Scripted(model, reached_from, stable_to)
-        step, tried = razor._search(model, judge, updates, floor, 14)
+        found = razor._search(model, judge, updates, floor, 14)
+    assert found is not None
+    step, tried = found
     assert step == pytest.approx(expected, rel=0.01)
     assert len(tried) == 14 or expected == 0.0
 

@@ -137,7 +137,10 @@ def _rounds(
     drift: Drift,
     progress: Progress,
 ) -> tuple[list[Attempt], list[StepTrial]]:
-    """The state after each round in one tower, and every trial; the model ends as it began."""
+    """The state after each round in one tower, and every trial; the model ends as it began.
+
+    A round in which every step breaks the model is the end, and leaves no state.
+    """
     options = from_plain(Options, method.options)
     floor = options.stable * (judge.original.retained_rate or 0.0)
     names = [c.name for c in model.candidates() if c.tower == judge.original.tower]
@@ -149,7 +152,10 @@ def _rounds(
             judge.focus(tuple(directions))
             last = done == options.expansions
             updates = _relative(model, directions)
-            step, tried = _search(model, judge, updates, 0.0 if last else floor, method.search_steps)
+            found = _search(model, judge, updates, 0.0 if last else floor, method.search_steps)
+            if found is None:
+                break  # one more layer would not mend what these do
+            step, tried = found
             apply(model.parameters, {layer: step * update for layer, update in updates.items()})
             trials += [judge.trial(taken + size, seen, kept) for size, seen, kept in tried]
             taken += step
@@ -215,7 +221,7 @@ def _relative(model: ClipModel, directions: Mapping[str, Tensor]) -> dict[str, T
 
 def _search(
     model: ClipModel, judge: Judge, updates: Mapping[str, Tensor], floor: float, steps: int
-) -> tuple[float, list[tuple[float, Forgetting, float]]]:
+) -> tuple[float, list[tuple[float, Forgetting, float]]] | None:
     """The smallest step that reaches the target, if it is stable, else the largest stable one.
 
     Args:
@@ -226,7 +232,8 @@ def _search(
         steps: budget of measurements.
 
     Returns:
-        The step, 0 where no tried one is stable; and (step, forgetting, retained rate) of all tried.
+        The step, 0 where no tried one is stable; and (step, forgetting, retained rate) of all tried.  None if
+        each of them breaks the model.
     """
 
     def observe(step: float) -> tuple[Forgetting, float] | None:
@@ -237,6 +244,8 @@ def _search(
         return judge.reached(seen[0]) or seen[1] < floor
 
     found = smallest_reaching(observe, too_far, first=FIRST_RELATIVE_STEP, steps=steps)
+    if not found.tried:
+        return None
     tried = [(step, *seen) for step, seen in found.tried]
     stable = [(step, seen) for step, seen, kept in tried if kept >= floor]
     enough = [step for step, seen in stable if judge.reached(seen)]
