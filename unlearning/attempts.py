@@ -17,6 +17,7 @@ from contracts.errors import InputError, ModelError
 from contracts.values import Edit, Method, StepTrial, Tower
 from unlearning.families import Editable, Request, View, earliest
 from unlearning.forgetting import Forgetting
+from unlearning.layer_steps import relative_change
 from unlearning.request import JOINT, Outcome, Profile, Progress
 
 Setting = TypeVar("Setting")
@@ -242,14 +243,10 @@ def settle(
     for layer, weight in best.weights.items():
         before = model.parameters[layer].detach()
         if not torch.equal(before, weight):
-            change = _norm(weight - before) / max(_norm(before), torch.finfo(torch.float32).tiny)
+            change = relative_change(weight - before, before, model.parameters[_weight_of(layer)])
             size = best.own_steps.get(layer, best.step_size)
             edits.append(Edit(layer, judge.tower_of(layer), size, concepts, change))
     assign(model.parameters, best.weights)
     evaluated = best.path if trials is None else tuple(trials)
     start = replace(judge.original, tower=best.path[-1].tower)
     return Outcome(tuple(edits), evaluated, (start, *best.path), best.reached, profile.scores)
-
-
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor.double()))

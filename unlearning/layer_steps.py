@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from contracts.errors import ModelError
@@ -21,6 +22,20 @@ Neither a weight nor what is added to it may have norm zero.
 def scaled(updates: Updates, factor: float) -> dict[str, Tensor]:
     """`factor` times what is added."""
     return {name: update * factor for name, update in updates.items()}
+
+
+def relative_change(update: Tensor, tensor: Tensor, weight: Tensor) -> float:
+    """||update|| / ||tensor||; of a bias that was zero, / ||weight|| of its layer.
+
+    Of a layer that was all zero there is nothing to compare with: it is 1, all of it is new.
+    """
+    change = norm(update)
+    return change / (norm(tensor) or norm(weight) or change)
+
+
+def norm(tensor: Tensor) -> float:
+    """In fp64: norms of millions of small squares."""
+    return float(torch.linalg.vector_norm(tensor.detach().double()))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-import torch
 from torch import Tensor
 
 from contracts.errors import ModelError
@@ -18,7 +17,15 @@ from unlearning.curve import measured_curve
 from unlearning.families import Split, View, earliest
 from unlearning.forgetting import Forgetting
 from unlearning.inplace import edited
-from unlearning.layer_steps import Combination, Directions, LayerStep, best_layer, scaled
+from unlearning.layer_steps import (
+    Combination,
+    Directions,
+    LayerStep,
+    best_layer,
+    norm,
+    relative_change,
+    scaled,
+)
 from unlearning.request import JOINT, Progress
 from unlearning.step_search import search_step, smallest_or_closest
 
@@ -147,16 +154,13 @@ class Stepper:
         return tuple(sorted((*whole, *points), key=lambda point: point.step_size))
 
     def edits(self, chosen: Combination) -> tuple[Edit, ...]:
-        """One record per changed tensor; where concepts share it, `step_size` is the sum of their steps.
-
-        A bias that was zero is compared with its layer's weight.
-        """
+        """One record per changed tensor; where concepts share it, `step_size` is the sum of their steps."""
         records = []
         for name, update in chosen.updates(self._directions).items():
             own = [step for step in chosen.steps if name in self._directions[step.concept][step.layer]]
             layer, size = own[0].layer, sum(step.step_size for step in own) * chosen.factor
             concepts = self._concepts if own[0].concept == JOINT else tuple(s.concept for s in own)
-            change = _norm(update) / (_norm(self._weights[name]) or _norm(self._weights[layer]))
+            change = relative_change(update, self._weights[name], self._weights[layer])
             records.append(Edit(name, self._tower(layer), size, concepts, change))
         return tuple(records)
 
@@ -164,7 +168,7 @@ class Stepper:
         self, view: View, concept: str, layer: str, rival: LayerStep | None
     ) -> LayerStep | None:
         direction, targets = self._directions[concept][layer], self._targets[concept]
-        weight_norm, direction_norm = _norm(self._weights[layer]), _norm(direction[layer])
+        weight_norm, direction_norm = norm(self._weights[layer]), norm(direction[layer])
 
         def observe(step: float) -> Forgetting | None:
             if self._most is not None and step > self._most:
@@ -265,7 +269,3 @@ class Stepper:
             forget_rate=seen.rate,
             forget_score=seen.score,
         )
-
-
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor.detach().double()))

@@ -12,7 +12,7 @@ from torch.nn import functional
 from contracts.errors import InputError, ModelError
 from contracts.values import Method
 from unlearning import ClipModel, UnlearnInputs, methods, unlearn
-from unlearning.attempts import Attempt, Judge, best_attempt, trainable
+from unlearning.attempts import Attempt, Judge, best_attempt, settle, trainable, unprofiled
 from unlearning.forgetting import Forgetting
 from unlearning.methods.salun import relabelling_loss, salient_half
 from unlearning.request import Outcome
@@ -72,8 +72,26 @@ def test_it_forgets_and_stops_at_the_first_step_that_does(model: ClipModel, task
     assert {edit.concepts for edit in outcome.edits} == {(inputs.class_ids[TARGET],)}
     for edit in outcome.edits:
         weight = model.parameters[edit.layer].detach()
-        change = (weight - before[edit.layer]).norm() / before[edit.layer].norm().clamp(min=1e-38)
+        # A bias that was zero is compared with the weight beside it.
+        known = before[edit.layer].norm() or before[f"{edit.layer.removesuffix('bias')}weight"].norm()
+        change = (weight - before[edit.layer]).norm() / known
         assert edit.relative_change == pytest.approx(float(change), rel=1e-3)
+
+
+def test_a_change_of_zeros_is_compared_with_the_layer_and_of_a_zero_layer_is_all_of_it(
+    model: ClipModel, task
+) -> None:
+    weight, bias = (f"transformer.resblocks.1.mlp.c_fc.{kind}" for kind in ("weight", "bias"))
+    for zeros, expected in (((bias,), 0.02), ((bias, weight), 1.0)):
+        for name in zeros:
+            model.parameters[name].data.zero_()
+        judge = Judge(model, task.inputs(TARGET), task.method, [weight])
+        length = float(model.parameters[weight].detach().norm()) or 1.0
+        moved = torch.full_like(model.parameters[bias], 0.02 * length / len(model.parameters[bias]) ** 0.5)
+        seen = Forgetting({TARGET: 0.0}, 0.0, 0.0, 0.0)
+        found = Attempt(1.0, {bias: moved}, seen, True, 1.0, (judge.original,))
+        (edit,) = settle(model, task.inputs(TARGET), judge, [found], unprofiled(task.inputs(TARGET))).edits
+        assert edit.relative_change == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_run_would_have_known_the_concept_one_step_earlier(model: ClipModel, task) -> None:
