@@ -154,13 +154,17 @@ def _checked(model: ClipModel, images: Images, captions: Sequence[str]) -> tuple
 
 
 def save_gradients(gradients: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
-    """Write gradients by concept and layer as one safetensors file: run folder only."""
+    """Write gradients by concept and layer as one safetensors file: run folder only.
+
+    A concept may have none: that no layer of it can be stepped is for the edit to say.
+    """
     flat = {
         f"{concept}/{layer}": grad.cpu().contiguous()
         for concept, own in gradients.items()
         for layer, grad in own.items()
     }
-    save_file(flat, path, metadata={"order": json.dumps(list(flat))})
+    order = {concept: list(own) for concept, own in gradients.items()}
+    save_file(flat, path, metadata={"order": json.dumps(order)})
 
 
 def load_gradients(path: Path, device: torch.device | str = "cpu") -> dict[str, Gradients]:
@@ -172,11 +176,9 @@ def load_gradients(path: Path, device: torch.device | str = "cpu") -> dict[str, 
     try:
         with safe_open(path, framework="pt", device=str(device)) as stream:
             order = json.loads(stream.metadata()["order"])
-            flat = {key: stream.get_tensor(key) for key in order}
+            return {
+                concept: {layer: stream.get_tensor(f"{concept}/{layer}") for layer in layers}
+                for concept, layers in order.items()
+            }
     except (OSError, SafetensorError):
         raise ModelError(f"{path.name} is missing or is not a complete gradient file") from None
-    gradients: dict[str, Gradients] = {}
-    for key, grad in flat.items():
-        concept, _, layer = key.partition("/")
-        gradients.setdefault(concept, {})[layer] = grad
-    return gradients

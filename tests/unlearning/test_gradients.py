@@ -1,13 +1,14 @@
 """Forget and retain gradients: exact, whatever the micro-batch, and never accumulated."""
 
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from contracts.errors import InputError, ModelError
-from unlearning import distributed
+from unlearning import distributed, methods
 from unlearning.accumulation import GradientSum
 from unlearning.contrastive import batches, surrogates
 from unlearning.encoders import FULL_PRECISION, encoders
@@ -360,6 +361,21 @@ def test_saved_gradients_come_back_bit_equal_and_in_order(tmp_path: Path) -> Non
     assert all(torch.equal(loaded[c][layer], saved[c][layer]) for c in saved for layer in saved[c])
     with pytest.raises(ModelError, match=r"gone\.safetensors"):
         load_gradients(tmp_path / "gone.safetensors")
+
+
+def test_a_concept_without_gradients_is_there_after_saving(model: ClipModel, task, tmp_path: Path) -> None:
+    method, inputs = replace(task.method, name="slug"), task.inputs(2, 5)
+    found = methods.profile(model, inputs, method)
+    (first, _) = found.directions
+    save_gradients({**found.directions, first: {}}, tmp_path / "gradients.safetensors")
+    loaded = load_gradients(tmp_path / "gradients.safetensors")
+    assert list(loaded) == list(found.directions)
+    assert loaded[first] == {}
+    # Catches the complaint that the profile is of other concepts.
+    with pytest.raises(ModelError, match="a concept has no layer"):
+        methods.edit(model, inputs, method, replace(found, directions=loaded))
+    save_gradients({first: {}}, tmp_path / "none.safetensors")
+    assert load_gradients(tmp_path / "none.safetensors") == {first: {}}
 
 
 @pytest.mark.parametrize("edited", ["vision", "text"])
