@@ -120,10 +120,6 @@ def keys(model: ClipModel, tower: Tower, items: Sequence[str] | Tensor, micro_ba
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         seen["outputs"] = matrix.outputs(args, output)
 
-    handles = [
-        matrix.layer.module.register_forward_hook(before, with_kwargs=True),
-        matrix.after.register_forward_hook(after),
-    ]
     if isinstance(items, Tensor):
         read, lengths = items, torch.ones(len(items), dtype=torch.long)
     else:
@@ -132,6 +128,10 @@ def keys(model: ClipModel, tower: Tower, items: Sequence[str] | Tensor, micro_ba
     # Texts of a length together: a piece is as long as its longest one.
     order = lengths.argsort(stable=True)
     inputs, outputs = [], []
+    handles = [
+        matrix.layer.module.register_forward_hook(before, with_kwargs=True),
+        matrix.after.register_forward_hook(after),
+    ]
     try:
         for rows in torch.split(order, micro_batch):
             if tower == "text":

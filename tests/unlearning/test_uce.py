@@ -77,6 +77,19 @@ def test_the_changes_of_concepts_add_up_to_that_of_all() -> None:
     assert float((gone[:2] @ apart[1].T).norm()) < 0.5 * float((gone[2:5] @ apart[1].T).norm())
 
 
+@pytest.mark.parametrize("items", [["a cat", None], ["a cat"]])
+def test_no_hook_is_left_behind_by_what_fails(
+    model: ClipModel, items: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise TypeError("in the tower")
+
+    monkeypatch.setattr(model, "text_features", fail)
+    with pytest.raises((TypeError, AttributeError)):
+        keys(model, "text", items, 4)
+    assert not [name for name, module in model.net.named_modules() if module._forward_hooks]
+
+
 @pytest.mark.parametrize("tower", ["text", "vision"])
 def test_outputs_change_by_what_the_rewrite_says(model: ClipModel, task: Any, tower: Any) -> None:
     inputs, method = task.inputs(TARGET), told(task, tower)
