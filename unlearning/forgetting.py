@@ -52,7 +52,8 @@ class Forgetting:
 
 def _deciding(margins: Tensor, forget_target: float) -> float:
     """Of a target's item margins (n,) the one that decides: as many larger ones may stay known."""
-    allowed = int(forget_target * len(margins) + 1e-9)
+    # Rounding up what the product lost must not allow all of them: a target is below 1.
+    allowed = min(int(forget_target * len(margins) + 1e-9), len(margins) - 1)
     return float(margins.sort(descending=True).values[allowed])
 
 

@@ -16,6 +16,8 @@ def test_an_item_is_known_while_its_margin_is_not_negative() -> None:
     assert (seen.rates, seen.rate, seen.score, seen.margin) == ({5: 0.5, 7: 0.5}, 0.5, 3.0, 2.0)
     # Half of each target's items may stay known: the next ones decide.
     assert Forgetting.of(margins, margins, labels, (5, 7), 0.5).margin == -1.0
+    # Whatever is below 1 asks for one item at least.
+    assert Forgetting.of(margins, margins, labels, (5, 7), 1 - 1e-10).margin == -1.0
 
 
 def parts(looked: list[int], broken: int | None = None) -> Iterator[Tensor | None]:
