@@ -160,7 +160,7 @@ def check_method(method: Method, n_classes: int, towers: Collection[Tower]) -> N
         raise InputError(f"retain_batch must be at least 2, got {method.retain_batch}")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Profile:
     """Layer scores by concept id, and by concept id and layer the direction of a unit step.
 

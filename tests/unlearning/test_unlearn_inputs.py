@@ -11,6 +11,8 @@ from unlearning.families.diffusion_request import DiffusionRequest, Drawings
 from unlearning.families.diffusion_split import Prompts
 from unlearning.families.restoration_request import Pairs, RestorationRequest
 from unlearning.families.vlm_request import VlmRequest
+from unlearning.methods import instance_unlearning, scrub
+from unlearning.request import Profile
 from unlearning.retain_statistics import KnownRetain, RetainStatistics, Wanted
 
 
@@ -89,6 +91,9 @@ def test_nothing_personal_is_in_what_a_log_or_a_traceback_shows(task) -> None:
         ),
         pairs,
         RestorationRequest(**one, forget=pairs.of([0]), retain=pairs.of([1]), search=pairs),
+        Profile({}, {"c-0": {"w": torch.ones(2)}}),
+        instance_unlearning._Images(torch.ones(2), torch.ones(2)),
+        scrub._Teacher(torch.ones(2), torch.ones(2), texts, texts),
         KnownRetain(RetainStatistics(Wanted(("text",), 2, 64, 0), 2, {}, {}), torch.arange(2), pixels, texts),
     ]
     for value in values:

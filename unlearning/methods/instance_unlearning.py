@@ -129,7 +129,7 @@ def edit(
     return train(model, judged, method, options, batches, loss, profile, progress)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class _Images:
     """Images (N, 3, H, W) in 0..1 and what is wanted in their place."""
 

@@ -113,7 +113,7 @@ def _late(model: VlmModel) -> list[str]:
     return [name for name in trainable(model, ("vision",)) if tower.stage_of(name) >= half]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class _Teacher:
     """What the original makes of V views of retained images, each with a name, and of V scenes.
 
