@@ -1,5 +1,6 @@
 """Statistics of a retain set that are kept: exact without what a request leaves out, and safe on disk."""
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from contracts.errors import InputError, ModelError
 from contracts.values import Method
 from tests.unlearning.conftest import captions, items
-from unlearning import methods
+from unlearning import methods, retain_statistics
 from unlearning.families.clip import ClipModel
 from unlearning.moments import retain_gradient_and_sums
 from unlearning.retain_statistics import KnownRetain, RetainStatistics, Wanted, measure, read, write
@@ -189,3 +190,25 @@ def test_a_damaged_file_is_refused(model: ClipModel, tmp_path: Path, damage: str
         assert path.read_bytes() != bytes(content)
     with pytest.raises(ModelError, match=r"s\.safetensors"):
         read(path, WANTED)
+
+
+def test_the_digest_tells_every_part_and_copies_no_tensor_twice() -> None:
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(())}
+    digest = retain_statistics._digest(tensors, "{}")
+    assert retain_statistics._digest(dict(reversed(tensors.items())), "{}") == digest
+    others = [
+        {**tensors, "b": torch.ones(())},
+        {**tensors, "a": tensors["a"].reshape(3, 2)},
+        {**tensors, "b": torch.zeros((), dtype=torch.int32)},
+        {"a": tensors["a"], "c": tensors["b"]},
+        {"a": tensors["a"]},
+    ]
+    found = [retain_statistics._digest(other, "{}") for other in others]
+    assert len({digest, retain_statistics._digest(tensors, "[]"), *found}) == len(others) + 2
+    large = {name: torch.zeros(500_000) for name in "abcd"}
+    tracemalloc.start()  # of bytes objects: torch's own memory is not seen
+    try:
+        retain_statistics._digest(large, "{}")
+        assert tracemalloc.get_traced_memory()[1] < 500_000
+    finally:
+        tracemalloc.stop()
