@@ -182,8 +182,7 @@ def try_each(
     with restored(model.parameters, layers) as originals:
         for done, setting in enumerate(settings, start=1):
             # No name for the attempt: it would keep the weights until the next one is there.
-            found = filter(None, (*best, attempt(*edit(originals, setting))))
-            best = sorted(found, key=lambda one: one.rank)[:1]
+            best = best_alone(*best, attempt(*edit(originals, setting)))
             progress("settings", done, len(settings))
     return [replace(one, path=tuple(trials)) for one in best]
 
@@ -201,6 +200,11 @@ def check_profile(profile: Profile, inputs: Request) -> None:
 def unprofiled(inputs: Request) -> Profile:
     """The profile of a method that scores no layers."""
     return Profile({inputs.class_ids[target]: () for target in inputs.targets}, {})
+
+
+def best_alone(*attempts: Attempt | None) -> list[Attempt]:
+    """The best of those there are, by the rule of `best_attempt`; none of none."""
+    return sorted(filter(None, attempts), key=lambda one: one.rank)[:1]
 
 
 def best_attempt(attempts: Sequence[Attempt]) -> Attempt:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from contracts.values import Method, StepTrial
-from unlearning.attempts import Attempt, Judge, assign, restored, settle, trainable
+from unlearning.attempts import Attempt, Judge, assign, best_alone, restored, settle, trainable
 from unlearning.families import Editable, Request
 from unlearning.forgetting import Forgetting
 from unlearning.inplace import requiring_grad
@@ -104,16 +104,17 @@ def train(
     names = trainable(model, method.towers) if names is None else names
     judge = Judge(model, inputs, method, names)
     trainer = _Trainer(model, judge, names, budget, loss, masks or {})
-    attempts: list[Attempt] = []
+    best: list[Attempt] = []  # one at most: an attempt may be a whole model
     trials: list[StepTrial] = []
     total = budget.steps * len(budget.learning_rates)
     for run, rate in enumerate(sorted(budget.learning_rates)):
         tell = partial(_told, progress, budget.steps * run, total)
         attempt, path = trainer.run(rate, batches(), tell)
-        attempts += [attempt] if attempt else []
+        best = best_alone(*best, attempt)
+        del attempt  # it would keep its weights through the next run
         trials += path
         tell(budget.steps)
-    return settle(model, inputs, judge, attempts, profile, trials)
+    return settle(model, inputs, judge, best, profile, trials)
 
 
 def _told(progress: Progress, before: int, total: int, step: int) -> None:

@@ -12,8 +12,18 @@ from torch.nn import functional
 
 from contracts.errors import ModelError
 from contracts.values import LayerScore
-from unlearning import ClipModel, methods, unlearn
-from unlearning.attempts import Attempt, Judge, assign, restored, settle, trainable, try_each, unprofiled
+from unlearning import ClipModel, methods, training, unlearn
+from unlearning.attempts import (
+    Attempt,
+    Judge,
+    assign,
+    best_attempt,
+    restored,
+    settle,
+    trainable,
+    try_each,
+    unprofiled,
+)
 from unlearning.forgetting import Forgetting
 from unlearning.gradients import forget_gradient, retain_gradient
 from unlearning.inplace import edited
@@ -152,6 +162,40 @@ def test_weights_are_kept_of_the_best_attempt_alone(
     assert len(found.path) == 6
     assert alive == [1, 2, 2, 2, 2, 2]
     assert sum(weight() is not None for weight in made) == 1
+
+
+def holding(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[int]:
+    """How many attempts' weights are there when one more is made by a module."""
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def listening(size: float, weights: Mapping[str, Tensor], *rest: Any) -> Attempt:
+        made.append(weakref.ref(next(iter(weights.values()))))
+        alive.append(sum(weight() is not None for weight in made))
+        return Attempt(size, weights, *rest)
+
+    monkeypatch.setattr(module, "Attempt", listening)
+    return alive
+
+
+@pytest.mark.parametrize("name", ["razor", "gradient-ascent"])
+@pytest.mark.parametrize("ascending", [True, False])
+def test_rounds_and_learning_rates_keep_the_weights_of_the_best_alone(
+    model: ClipModel, task, monkeypatch: pytest.MonkeyPatch, name: str, ascending: bool
+) -> None:
+    told: dict[str, Any] = {
+        "razor": {"expansions": 3},
+        "gradient-ascent": {"learning_rates": [1e-5, 2e-5, 3e-5, 4e-5], "steps": 1},
+    }
+    kept = [0.1 * rate for rate in range(20)]
+    seen = iter(kept if ascending else reversed(kept))
+    monkeypatch.setattr(Judge, "retained_rate", lambda judge: next(seen))
+    monkeypatch.setattr(Judge, "both", lambda judge: (judge.forgetting(), judge.retained_rate()))
+    monkeypatch.setattr(Judge, "forgetting", lambda judge: Forgetting({TARGET: 1.0}, 1.0, 0.0, 0.0))
+    monkeypatch.setattr(razor, "_search", lambda *_: (0.05, []))
+    alive = holding(monkeypatch, razor if name == "razor" else training)
+    unlearn(model, task.inputs(TARGET), replace(task.method, name=name, towers=("text",), options=told[name]))
+    assert alive == [1, 2, 2, 2]
 
 
 # --- CCUP
@@ -489,9 +533,18 @@ def test_layers_are_added_one_by_one_while_the_target_is_missed(
     monkeypatch.setattr(razor, "_search", step)
     first = methods.profile(model, inputs, method).directions["text"]
     judge, drift = Judge(model, inputs, method, tuple(first)), Drift(model, inputs, method)
-    attempts, _ = razor._rounds(model, inputs, method, judge, first, drift, lambda *_: None)
+    attempts: list[Attempt] = []
+
+    def listening(*parts: Any) -> Attempt:
+        attempts.append(Attempt(*parts))
+        return attempts[-1]
+
+    monkeypatch.setattr(razor, "Attempt", listening)
+    best, _ = razor._rounds(model, inputs, method, judge, first, drift, lambda *_: None)
 
     assert len(attempts) == rounds
+    assert best == [best_attempt(attempts)]
+    assert [len(attempt.path) for attempt in attempts] == list(range(1, rounds + 1))
     # After the last expansion the target is asked for, whatever it costs.
     stable = 0.95 * judge.original.retained_rate
     assert floors == [0.0 if done == expansions else stable for done in range(rounds)]

@@ -1,5 +1,6 @@
 """uce-cross-attention: the closed form against an oracle, its anchors, and a block that is drawn no more."""
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,14 @@ from contracts.values import Method
 from tests.unlearning.diffusion_trained import BLOCKS, GROUNDS, METHOD, TEMPLATES, prompts, request, trained
 from tests.unlearning.families.conftest import diffusion
 from unlearning import methods
+from unlearning.attempts import Attempt, Judge
 from unlearning.families.clip import ClipModel
 from unlearning.families.diffusion import CROSS_ATTENTION, DiffusionModel
 from unlearning.families.diffusion_request import DiffusionRequest
+from unlearning.forgetting import Forgetting
 from unlearning.inplace import edited
 from unlearning.least_squares import duals
+from unlearning.methods import uce_cross_attention
 from unlearning.methods.uce_cross_attention import Options, turns_by_place
 from unlearning.text_readers import text_inputs
 
@@ -200,6 +204,29 @@ def test_the_nearest_anchor_that_hides_the_block_and_keeps_the_others_is_taken()
     assert original is not None
     for trial in outcome.trials[:-1]:  # otherwise the search would have ended there
         assert trial.forget_rate > 0 or (trial.retained_rate or 0.0) < original
+
+
+def test_the_weights_of_the_best_anchor_alone_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each keeps less than the one before and none reaches the target: all are tried, the first is the best.
+    kept = iter([0.9, 0.8, 0.7])
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    attempt = uce_cross_attention.try_each
+
+    def listening(*told: Any) -> list[Attempt]:
+        found = attempt(*told)
+        made.extend(weakref.ref(next(iter(one.weights.values()))) for one in found)
+        alive.append(sum(weight() is not None for weight in made))
+        return found
+
+    monkeypatch.setattr(uce_cross_attention, "try_each", listening)
+    seen = Forgetting({RUBY: 1.0}, 1.0, 0.0, 0.0)
+    monkeypatch.setattr(Judge, "both", lambda judge: (seen, next(kept)))
+    outcome = methods.unlearn(trained(), asked(), told())
+    assert [trial.retained_rate for trial in outcome.trials] == [0.9, 0.8, 0.7]
+    assert {edit.step_size for edit in outcome.edits} == {1.0}
+    assert [point.step_size for point in outcome.curve] == [0.0, 1.0]
+    assert alive == [1, 2, 2]
 
 
 @pytest.mark.parametrize(

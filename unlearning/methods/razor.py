@@ -32,7 +32,7 @@ from torch import Tensor
 from contracts.canonical import from_plain
 from contracts.errors import ModelError
 from contracts.values import LayerScore, Method, StepTrial
-from unlearning.attempts import Attempt, Judge, check_profile, restored, settle
+from unlearning.attempts import Attempt, Judge, best_alone, check_profile, restored, settle
 from unlearning.families.clip import ClipModel
 from unlearning.forgetting import Forgetting
 from unlearning.gradients import Gradients
@@ -123,7 +123,7 @@ def edit(
     for first in profile.directions.values():
         judge = Judge(model, inputs, method, tuple(first))
         found, tried = _rounds(model, inputs, method, judge, first, drift, progress)
-        attempts += found
+        attempts = best_alone(*attempts, *found)
         trials += tried
     return settle(model, inputs, judge, attempts, profile, trials)
 
@@ -137,14 +137,15 @@ def _rounds(
     drift: Drift,
     progress: Progress,
 ) -> tuple[list[Attempt], list[StepTrial]]:
-    """The state after each round in one tower, and every trial; the model ends as it began.
+    """The best state after a round in one tower, if there is any, and all trials; the model ends as it began.
 
     A round in which every step breaks the model is the end, and leaves no state.
     """
     options = from_plain(Options, method.options)
     floor = options.stable * (judge.original.retained_rate or 0.0)
     names = [c.name for c in model.candidates() if c.tower == judge.original.tower]
-    attempts: list[Attempt] = []
+    best: list[Attempt] = []  # one at most: an attempt may be a whole tower
+    path: tuple[StepTrial, ...] = ()
     trials: list[StepTrial] = []
     taken, by_layer = 0.0, dict.fromkeys(directions, 0.0)
     with restored(model.parameters, names):
@@ -165,13 +166,14 @@ def _rounds(
             if measured is None:
                 raise ModelError("the model does not give finite features after a step that did")
             seen, retained = measured
-            path = (*(attempts[-1].path if attempts else ()), judge.trial(taken, seen, retained))
+            path, reached = (*path, judge.trial(taken, seen, retained)), judge.reached(seen)
             weights = {layer: model.parameters[layer].detach().clone() for layer in directions}
-            attempts.append(Attempt(taken, weights, seen, judge.reached(seen), retained, path, by_layer))
-            if attempts[-1].reached or last:
+            best = best_alone(*best, Attempt(taken, weights, seen, reached, retained, path, by_layer))
+            del weights  # they would be kept through the next round
+            if reached or last:
                 break
             directions = _expanded(model, inputs, method, names, directions, drift, progress)
-    return attempts, trials
+    return best, trials
 
 
 def _gradients(

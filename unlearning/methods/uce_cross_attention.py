@@ -32,8 +32,8 @@ from torch import Tensor
 
 from contracts.canonical import from_plain
 from contracts.errors import InputError, ModelError
-from contracts.values import Method
-from unlearning.attempts import Attempt, Judge, check_profile, settle, try_each, unprofiled
+from contracts.values import Method, StepTrial
+from unlearning.attempts import Attempt, Judge, best_alone, check_profile, settle, try_each, unprofiled
 from unlearning.families import Progress
 from unlearning.families.diffusion import Conditioning, DiffusionModel
 from unlearning.families.diffusion_request import DiffusionRequest
@@ -104,12 +104,17 @@ def edit(
                 weights[layer] = (weight + weight @ turn).to(originals[layer])
         return place + 1.0, weights
 
-    attempts: list[Attempt] = []
+    best: list[Attempt] = []  # one at most: an attempt holds every reader of texts
+    trials: list[StepTrial] = []
     for place in range(len(turns)):
-        attempts += try_each(model, judge, layers, [place], turned, progress)
-        if attempts and attempts[-1].reached and attempts[-1].retained_rate >= enough:
+        found = try_each(model, judge, layers, [place], turned, progress)
+        trials += [trial for one in found for trial in one.path]
+        good = any(one.reached and one.retained_rate >= enough for one in found)
+        best = best_alone(*best, *found)
+        del found  # it would keep its weights through the next try
+        if good:
             break  # nothing further away could do better
-    return settle(model, inputs, judge, attempts, profile, [t for one in attempts for t in one.path])
+    return settle(model, inputs, judge, best, profile, trials)
 
 
 def turns_by_place(
