@@ -65,6 +65,11 @@ class UnlearnInputs:
         n = len(self.class_ids)
         if len(self.class_names) != n or len(set(self.class_ids)) != n:
             raise InputError(f"{n} class ids must be distinct and match {len(self.class_names)} names")
+        first: dict[str, str] = {}
+        for class_id, name in zip(self.class_ids, self.class_names, strict=True):
+            # Their scores would tie whatever the weights, so neither could be forgotten without the other.
+            if first.setdefault(name, class_id) != class_id:
+                raise InputError(f"classes {first[name]} and {class_id} have the same name")
         for what, images, others in (
             ("forget captions", self.forget_images, self.forget_captions),
             ("forget labels", self.forget_images, self.forget_labels),

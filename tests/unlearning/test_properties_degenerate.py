@@ -189,7 +189,7 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
     search = draw(st.permutations([*range(n), *draw(st.lists(st.integers(0, n - 1), max_size=3))]))
     return {
         "class_ids": tuple(f"c-{i}" for i in range(n)),
-        "class_names": ("x",) * n,
+        "class_names": tuple(f"x{i}" for i in range(n)),
         "templates": ("a {}",),
         "targets": tuple(targets),
         "forget_images": pictures(len(forget)),

@@ -24,6 +24,7 @@ from unlearning.retain_statistics import KnownRetain, RetainStatistics, Wanted
         ({"targets": (8,)}, "0..7"),
         ({"targets": (-1,)}, "0..7"),
         ({"class_names": ("x",)}, "8 class ids must be distinct and match 1 names"),
+        ({"class_names": (*"abcdefa", "h")}, "classes c-00000000 and c-00000006 have the same name"),
         ({"class_ids": ("c-1",) * 8}, "distinct"),
         ({"forget_captions": ("x",)}, "6 images do not match 1 forget captions"),
         ({"retain_captions": ()}, "42 images do not match 0 retain captions"),
