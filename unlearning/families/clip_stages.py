@@ -183,8 +183,16 @@ def _halves(block: Any, at: str) -> list[Stage[Batch]]:
 
 def _on_own_and_prefixes(run: Callable[[Tensor], Tensor]) -> Callable[[Batch], Batch]:
     def both(batch: Batch) -> Batch:
-        prefixes = None if batch.prefixes is None else run(batch.prefixes)
-        return replace(batch, own=run(batch.own), prefixes=prefixes)
+        if batch.prefixes is None:
+            return replace(batch, own=run(batch.own))
+        # In one go: few tokens take as long as reading the weights does, and prefixes are few.
+        heads, own = batch.prefixes.flatten(0, 1), batch.own.flatten(0, 1)
+        tokens = run(torch.cat([heads, own]))
+        return replace(
+            batch,
+            prefixes=tokens[: len(heads)].view_as(batch.prefixes),
+            own=tokens[len(heads) :].view_as(batch.own),
+        )
 
     return both
 
