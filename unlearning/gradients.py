@@ -175,10 +175,12 @@ def load_gradients(path: Path, device: torch.device | str = "cpu") -> dict[str, 
     """
     try:
         with safe_open(path, framework="pt", device=str(device)) as stream:
-            order = json.loads(stream.metadata()["order"])
-            return {
-                concept: {layer: stream.get_tensor(f"{concept}/{layer}") for layer in layers}
-                for concept, layers in order.items()
-            }
+            order = json.loads((stream.metadata() or {}).get("order", "null"))
+            if isinstance(order, dict):  # files of an earlier version have a list
+                return {
+                    concept: {layer: stream.get_tensor(f"{concept}/{layer}") for layer in layers}
+                    for concept, layers in order.items()
+                }
     except (OSError, SafetensorError):
-        raise ModelError(f"{path.name} is missing or is not a complete gradient file") from None
+        pass
+    raise ModelError(f"{path.name} is missing or is not a complete gradient file")

@@ -376,7 +376,8 @@ def test_similarity_drift_that_is_not_finite_is_refused_by_name(model: ClipModel
 @pytest.mark.parametrize("targets", [(TARGET,), (0, 3, 5)])
 def test_razor_forgets_within_its_layers(model: ClipModel, task, targets: Any) -> None:
     inputs, before = task.inputs(*targets), state(model)
-    method = replace(task.method, name="razor", search_steps=8)
+    # The last round of the request for three has to reach the target, for which six trials are one too few.
+    method = replace(task.method, name="razor", search_steps=7)
     first = methods.profile(model, inputs, method)
     outcome = methods.edit(model, inputs, method, first)
     assert outcome.reached_target

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from contracts.errors import InputError, ModelError
 from unlearning import distributed, methods
@@ -361,6 +362,9 @@ def test_saved_gradients_come_back_bit_equal_and_in_order(tmp_path: Path) -> Non
     assert all(torch.equal(loaded[c][layer], saved[c][layer]) for c in saved for layer in saved[c])
     with pytest.raises(ModelError, match=r"gone\.safetensors"):
         load_gradients(tmp_path / "gone.safetensors")
+    save_file({"a/w": torch.zeros(2)}, tmp_path / "earlier.safetensors", {"order": '["a/w"]'})
+    with pytest.raises(ModelError, match=r"earlier\.safetensors is missing or is not a complete"):
+        load_gradients(tmp_path / "earlier.safetensors")
 
 
 def test_a_concept_without_gradients_is_there_after_saving(model: ClipModel, task, tmp_path: Path) -> None:

@@ -19,8 +19,6 @@ original; eta is relative to each layer's ||w|| / ||update||; an expansion updat
 the last one must reach the target whatever it costs, so that methods compare at equal forgetting; each
 tower is edited by itself, as SLUG has a front for each, and the one that keeps most is taken.
 Attention heads are not scored apart, as theirs are.
-
-Shapes: B pairs of a retain batch, D embedding width.
 """
 
 from collections.abc import Mapping, Sequence
