@@ -27,7 +27,7 @@ from unlearning.layer_steps import (
     scaled,
 )
 from unlearning.request import JOINT, Progress
-from unlearning.step_search import search_step, smallest_or_closest
+from unlearning.step_search import StepSearches, smallest_or_closest
 
 FIRST_RELATIVE_STEP = 0.1
 
@@ -68,7 +68,7 @@ class Stepper:
         self._concepts = tuple(concepts)
         self._all = [target for own in targets.values() for target in own]
         self._weights, self._method = split.model.parameters, split.method
-        self._known: dict[tuple[int, ...], Forgetting] = {}
+        self._searches = StepSearches(split)
 
     def search_layers(self, progress: Progress) -> dict[str, list[LayerStep]]:
         """The best step of every layer that has a direction, by concept.
@@ -122,7 +122,7 @@ class Stepper:
             progress("joint step", tried, budget)
             return self._observe(view, whole.updates(self._directions, factor), targets)
 
-        search = search_step(self._method, self._unedited(targets), observe, 1.0, self._least)
+        search = self._searches.search(observe, targets, 1.0, self._least)
         if not search.tried:
             raise ModelError("no joint step leaves the model with finite features")
         factor, _ = smallest_or_closest(search)
@@ -176,7 +176,7 @@ class Stepper:
             return self._observe(view, scaled(direction, step), targets)
 
         first = self._first(weight_norm, direction_norm)
-        search = search_step(self._method, self._unedited(targets), observe, first, self._least)
+        search = self._searches.search(observe, targets, first, self._least)
         if not search.tried:
             return None
         reached = search.smallest is not None
@@ -225,20 +225,6 @@ class Stepper:
             and trial.forget_rate == 0.0
             and trial.retained_rate is not None
         )
-
-    def _unedited(self, targets: Sequence[int]) -> Forgetting:
-        """What is known of the targets without a step; measured once, since a VLM has to answer for it.
-
-        Raises:
-            ModelError: the model gives features that are not finite as it is.
-        """
-        known = self._known.get(tuple(targets))
-        if known is None:
-            known = self._split.view({}).forgetting(targets)
-            if known is None:
-                raise ModelError("the model gives features that are not finite on the search split")
-            self._known[tuple(targets)] = known
-        return known
 
     def _observe(
         self, view: View, updates: Mapping[str, Tensor], targets: Sequence[int]
