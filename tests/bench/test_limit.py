@@ -197,7 +197,7 @@ def test_the_limit_holds_no_padding(
     # A method can leave padding out: a limit that held it would flatter every ratio.
     short = replace(
         inputs,
-        class_names=("red",) * len(inputs.class_names),
+        class_names=tuple(str(n) for n in range(len(inputs.class_names))),
         forget_captions=("red",) * len(inputs.forget_captions),
         retain_captions=("red", "blue") * (len(inputs.retain_captions) // 2),
     )
