@@ -19,7 +19,6 @@ from contracts.values import Tower
 from unlearning import distributed
 from unlearning.families import Watch
 from unlearning.families.clip import ClipModel
-from unlearning.objectives import retain_loss
 
 
 def batches(order: Tensor, size: int) -> list[Tensor]:
@@ -40,15 +39,26 @@ def batches(order: Tensor, size: int) -> list[Tensor]:
     return found
 
 
+def drawn_batches(n: int, size: int, seed: int) -> list[Tensor]:
+    """`batches` of n rows in seeded random order: which pairs of a retain set are each other's negatives.
+
+    The order is drawn because neighbours in a file (views of one drawing) are poor negatives.
+
+    Raises:
+        InputError: batches of fewer than two items are asked for.
+    """
+    return batches(torch.randperm(n, generator=torch.Generator().manual_seed(seed)), size)
+
+
 def surrogates(
     model: ClipModel,
     encode: Mapping[Tower, Callable[[Tensor], Tensor]],
     rows: Tensor,
     edited: Collection[Tower],
     *,
+    loss: Callable[[Tensor, Tensor], Tensor],
     micro_batch: int,
     watch: Watch | None = None,
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Iterator[Tensor]:
     """Scalars whose gradients add up, over all processes, to that of the loss of one batch.
 
@@ -57,9 +67,9 @@ def surrogates(
         encode: by tower, from row numbers (n,) to features (n, D).
         rows: (B,) row numbers of the batch's items, all of them; `encode` is asked for this process's own.
         edited: towers that hold a weight to differentiate with respect to.
+        loss: of the batch's image and text features, (B, D) each.
         micro_batch: items encoded at a time.
         watch: called with every piece of features that carries a graph, before it is differentiated.
-        loss: of the batch's image and text features, (B, D) each; the retain loss if not given.
     """
 
     def run(tower: Tower, part: Tensor) -> Tensor:
@@ -85,10 +95,7 @@ def surrogates(
     # In the same order by every process, however many pieces it has.
     features = {tower: _gathered(model, first[tower], len(rows)) for tower in both}
     leaves = [features[tower].requires_grad_() for tower in towers]
-    if loss is None:
-        value = retain_loss(features["vision"], features["text"], model.logit_scale)
-    else:
-        value = loss(features["vision"], features["text"])
+    value = loss(features["vision"], features["text"])
     for tower, grad in zip(towers, torch.autograd.grad(value, leaves), strict=True):
         kept = first.pop(tower)[-1:] if tower == towers[0] else []
         for piece, piece_grad in reversed([*zip(pieces, _split(grad[share], micro_batch), strict=True)]):

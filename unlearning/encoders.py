@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from contracts.errors import InputError
+from contracts.values import Tower
 from unlearning.checkpointing import checkpointed
 from unlearning.families.clip import ClipModel
 from unlearning.inplace import requiring_grad
@@ -72,6 +73,18 @@ class Encoders:
     def text(self, tokens: Tensor) -> Tensor:
         """(N, D) features of token ids (N, L)."""
         return self._run(self.model.text_features, tokens)
+
+    def by_tower(self, images: Tensor, tokens: Tensor) -> dict[Tower, Callable[[Tensor], Tensor]]:
+        """From row numbers (n,) of a set to features (n, D), for both towers.
+
+        Args:
+            images: uint8 (N, H, W, 3).
+            tokens: (N, L) token ids.
+        """
+        return {
+            "vision": lambda rows: self.image(images[rows]),
+            "text": lambda rows: self.text(tokens[rows]),
+        }
 
     def _run(self, encode: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
         if self.autocast is None:

@@ -14,6 +14,7 @@ Shapes: N items, D embedding width, L context length.
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,11 +26,11 @@ from contracts.errors import InputError, ModelError
 from contracts.values import Tower
 from unlearning import distributed
 from unlearning.accumulation import Gradients, GradientSum, mean_gradient
-from unlearning.contrastive import batches, surrogates
+from unlearning.contrastive import drawn_batches, surrogates
 from unlearning.encoders import FULL_PRECISION, Compute, Encoders, encoders
 from unlearning.families import Watch
 from unlearning.families.clip import ClipModel, Images, tower_of
-from unlearning.objectives import forget_loss
+from unlearning.objectives import forget_loss, retain_loss
 
 __all__ = ["Gradients", "forget_gradient", "load_gradients", "retain_gradient", "save_gradients"]
 
@@ -102,8 +103,7 @@ def retain_gradient(
 ) -> Gradients:
     """Gradient of the contrastive loss, mean over batches of `retain_batch` items in seeded random order.
 
-    Every batch weighs the same, also a smaller last one (`unlearning.contrastive.batches`).  The order
-    is drawn because neighbours in a file (views of one drawing) are poor negatives.
+    Every batch weighs the same, also a smaller last one (`unlearning.contrastive.drawn_batches`).
 
     Args:
         model: at the weights to differentiate at; they stay as they are.
@@ -128,17 +128,15 @@ def retain_gradient(
     if n < 2:
         raise InputError(f"the contrastive loss needs at least 2 retain items, got {n}")
     distributed.check_enough(min(n, retain_batch))
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    own = batches(order, retain_batch)
+    own = drawn_batches(n, retain_batch, seed)
     total = GradientSum(model, layers, compute, divisor=len(own))
     edited = {tower_of(layer) for layer in layers}
     with encoders(model, layers, compute) as run:
-        by_tower: dict[Tower, Callable[[Tensor], Tensor]] = {
-            "vision": lambda rows: run.image(pixels[rows]),
-            "text": lambda rows: run.text(tokens[rows]),
-        }
+        encode, loss = run.by_tower(pixels, tokens), partial(retain_loss, logit_scale=model.logit_scale)
         for done, rows in enumerate(own, start=1):
-            for scalar in surrogates(model, by_tower, rows, edited, micro_batch=micro_batch, watch=watch):
+            for scalar in surrogates(
+                model, encode, rows, edited, loss=loss, micro_batch=micro_batch, watch=watch
+            ):
                 total.add(scalar / len(own))
                 del scalar  # its graph, before the next one is made
             if progress is not None:

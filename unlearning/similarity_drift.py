@@ -6,15 +6,15 @@ gradient is taken in pieces in the same way (`unlearning.contrastive`).
 Shapes: B pairs of a retain batch, D embedding width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from contracts.values import Method, Tower
+from contracts.values import Method
 from unlearning.accumulation import Gradients, GradientSum
-from unlearning.contrastive import batches, surrogates
+from unlearning.contrastive import drawn_batches, surrogates
 from unlearning.encoders import FULL_PRECISION, encoders
 from unlearning.families.clip import ClipModel, tower_of
 from unlearning.request import UnlearnInputs
@@ -32,8 +32,7 @@ class Drift:
         self._tokens = model.tokenize(inputs.retain_captions)
         self._image = model.encode_images(inputs.retain_images, method.micro_batch)
         self._text = model.encode_texts(inputs.retain_captions, method.micro_batch)
-        order = torch.randperm(len(self._pixels), generator=torch.Generator().manual_seed(inputs.seed))
-        self._batches = batches(order, method.retain_batch)
+        self._batches = drawn_batches(len(self._pixels), method.retain_batch, inputs.seed)
 
     def gradient(self, layers: Sequence[str]) -> Gradients:
         """Gradient of the mean squared change of all cosines within retain batches.
@@ -48,16 +47,12 @@ class Drift:
         total = GradientSum(self._model, layers, FULL_PRECISION)
         edited = {tower_of(layer) for layer in layers}
         with encoders(self._model, layers, FULL_PRECISION) as run:
-            encode: dict[Tower, Callable[[Tensor], Tensor]] = {
-                "vision": lambda rows: run.image(self._pixels[rows]),
-                "text": lambda rows: run.text(self._tokens[rows]),
-            }
+            encode = run.by_tower(self._pixels, self._tokens)
             for rows in self._batches:
                 moved = partial(self._moved, rows)
-                pieces = surrogates(
-                    self._model, encode, rows, edited, micro_batch=self._micro_batch, loss=moved
-                )
-                for scalar in pieces:
+                for scalar in surrogates(
+                    self._model, encode, rows, edited, loss=moved, micro_batch=self._micro_batch
+                ):
                     total.add(scalar / n_cosines)
                     del scalar  # its graph, before the next one is made
         return total.total()

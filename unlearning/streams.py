@@ -7,6 +7,7 @@ batches and reads of each only its own share of the pairs.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -20,6 +21,7 @@ from unlearning.contrastive import surrogates
 from unlearning.encoders import FULL_PRECISION, Compute, Encoders, encoders
 from unlearning.families import Watch
 from unlearning.families.clip import ClipModel, Images, tower_of
+from unlearning.objectives import retain_loss
 
 
 class PairBatch(Protocol):
@@ -65,13 +67,16 @@ def streamed_retain_gradient(
     """
     total = GradientSum(model, layers, compute)
     edited = {tower_of(layer) for layer in layers}
+    loss = partial(retain_loss, logit_scale=model.logit_scale)
     done = n = 0
     with encoders(model, layers, compute) as run:
         for done, batch in enumerate(_with_negatives(batches), start=1):
             if done == 1:
                 distributed.check_enough(len(batch))
             rows, encode = torch.arange(n, n + len(batch)), _encode_by_tower(run, batch, n)
-            for scalar in surrogates(model, encode, rows, edited, micro_batch=micro_batch, watch=watch):
+            for scalar in surrogates(
+                model, encode, rows, edited, loss=loss, micro_batch=micro_batch, watch=watch
+            ):
                 total.add(scalar)
                 del scalar  # its graph, before the next one is made
             del encode  # its images, before the next ones are read

@@ -2,6 +2,7 @@
 
 import weakref
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -155,7 +156,8 @@ def test_a_process_without_an_item_of_a_batch_adds_nothing(
             waiting = [features.clone() for features in gathered]
             monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
             monkeypatch.setattr(distributed, "gather_rows", lambda own, n, waiting=waiting: waiting.pop(0))
-            scalars = surrogates(model, encode, rows, {"vision", "text"}, micro_batch=4)
+            loss = partial(retain_loss, logit_scale=model.logit_scale)
+            scalars = surrogates(model, encode, rows, {"vision", "text"}, loss=loss, micro_batch=4)
             encoded.append([total.add(scalar) for scalar in scalars])
     monkeypatch.undo()
     assert [len(scalars) for scalars in encoded] == [0, 2, 2]
